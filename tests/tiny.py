@@ -1,0 +1,126 @@
+"""Tiny models of every supported architecture, built in code, for the contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    DeiTConfig,
+    DeiTModel,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "vocab_size": 50,
+    "max_position_embeddings": 12,
+}
+IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+
+
+def clip() -> nn.Module:
+    return CLIPModel(CLIPConfig(text_config=TEXT | IDS, vision_config=VISION, projection_dim=16))
+
+
+def siglip() -> nn.Module:
+    text = TEXT | IDS | {"projection_size": 32}
+    return SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+
+
+def vit() -> nn.Module:
+    return ViTModel(ViTConfig(**VISION))
+
+
+def deit() -> nn.Module:
+    return DeiTModel(DeiTConfig(**VISION))
+
+
+def bert() -> nn.Module:
+    return BertModel(BertConfig(**TEXT))
+
+
+def dual_encoder() -> nn.Module:
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        ViTConfig(**VISION), BertConfig(**TEXT), projection_dim=16
+    )
+    return VisionTextDualEncoderModel(config)
+
+
+def timm_vit() -> nn.Module:
+    return timm.models.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=1.5, num_classes=5
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "clip": clip,
+    "siglip": siglip,
+    "vit": vit,
+    "deit": deit,
+    "bert": bert,
+    "dual_encoder": dual_encoder,
+    "timm_vit": timm_vit,
+}
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """A tiny model with random biases too, so that a bias that gets lost shows."""
+    torch.manual_seed(seed)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() <= 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif parameter.dim() == 2:
+                parameter.mul_(4)  # far from the linear regime, so that a wrong attention scale shows
+    return model
+
+
+def inputs(model: nn.Module, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs that ``model`` takes."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, 3, 16, 16, generator=generator)
+    ids = torch.randint(2, 50, (batch, 12), generator=generator)
+    ids[:, -1] = 1
+    kind = type(model).__name__
+    if kind == "VisionTransformer":
+        return {"x": images}
+    if kind in ("ViTModel", "DeiTModel"):
+        return {"pixel_values": images}
+    if kind == "BertModel":
+        return {"input_ids": ids}
+    return {"pixel_values": images, "input_ids": ids}
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, seed: int = 0) -> Tensor:
+    """Everything that ``model`` computes from :func:`inputs`, in one vector."""
+    result = model(**inputs(model, seed=seed))
+    if isinstance(result, Tensor):
+        return result.flatten()
+    names = ("logits_per_image", "image_embeds", "text_embeds", "last_hidden_state", "pooler_output")
+    found = [getattr(result, name, None) for name in names]
+    return torch.cat([value.flatten() for value in found if value is not None])

@@ -1,0 +1,140 @@
+"""Load dense models and feed them: what differs between the architectures when they are not being cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, Any]:
+    """Load a dense model and its processor.
+
+    Args:
+        checkpoint: Hugging Face model directory or hub name; ``timm/NAME`` for a timm ViT without pretrained weights of
+            its own hub entry.
+        from_scratch: Build the architecture from its config with random weights instead of loading any.
+
+    Returns:
+        The model in evaluation mode, fp32, and its processor (``None`` for a timm model).
+
+    Raises:
+        FileNotFoundError: If a path was given and there is nothing there, or no config.json in it.
+        ValueError: If the weights lack keys of the model or have others.
+    """
+    if checkpoint.startswith("timm/"):
+        return _load_timm(checkpoint.removeprefix("timm/"), pretrained=not from_scratch), None
+    _check_path(checkpoint)
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no processor at {checkpoint!r}: {_first_line(error)}") from error
+    if from_scratch:
+        model = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint)).float()
+        return model.eval(), processor
+    try:
+        model, info = AutoModel.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"no weights at {checkpoint!r}: {_first_line(error)}; for random ones set from_scratch"
+        ) from error
+    _check_keys(checkpoint, info)
+    return model.eval(), processor
+
+
+def _load_timm(name: str, pretrained: bool) -> nn.Module:
+    import timm
+
+    if name not in timm.list_models():
+        from upop.structure import closest
+
+        raise ValueError(
+            f"timm has no model {name!r}{closest(name, timm.list_models('vit*') + timm.list_models('deit*'))}"
+        )
+    model: nn.Module = timm.create_model(name, pretrained=pretrained)
+    return model.eval()
+
+
+def _check_path(checkpoint: str) -> None:
+    """Say at once that a path is wrong, before a hub is asked for it."""
+    path = Path(checkpoint)
+    looks_like_path = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or path.exists()
+    if looks_like_path and not path.is_dir():
+        raise FileNotFoundError(
+            f"no checkpoint directory at {checkpoint!r}; give a directory with config.json or a hub name"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = sorted(entry.name for entry in path.iterdir())[:5]
+        raise FileNotFoundError(
+            f"no config.json in {checkpoint!r} (it holds {found}); is it a Hugging Face model directory?"
+        )
+
+
+def _check_keys(checkpoint: str, info: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model or that it has no place for."""
+    mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys", ()))
+    for what, keys in (
+        ("lacks", sorted(info.get("missing_keys", ()))),
+        ("has unexpected", sorted(info.get("unexpected_keys", ()))),
+        ("has other shapes for", mismatched),
+    ):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(
+                f"checkpoint {checkpoint!r} {what} weights {keys[:3]}{more}; is it complete, and does its config.json "
+                "belong to it?"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def example_inputs(model: nn.Module, text_length: int | None = None) -> dict[str, Tensor]:
+    """One sample of the shapes that ``model`` takes, on the meta device, for counting FLOPs.
+
+    Args:
+        model: A supported model.
+        text_length: Tokens of a text; by default as many as the model has positions for (at most 512).
+
+    Returns:
+        Keyword arguments: ``pixel_values (1, 3, H, W)`` and ``input_ids (1, L)`` as far as the model takes them;
+        ``x`` for a timm model.
+    """
+    config = getattr(model, "config", None)
+    if config is None or isinstance(config, dict):
+        patches: Any = model.get_submodule("patch_embed")
+        return {"x": torch.zeros(1, patches.proj.in_channels, *patches.img_size, device="meta")}
+    vision = getattr(config, "vision_config", config if hasattr(config, "patch_size") else None)
+    text = getattr(config, "text_config", config if hasattr(config, "vocab_size") else None)
+    inputs: dict[str, Tensor] = {}
+    if text is not None:
+        length = text_length or min(512, text.max_position_embeddings)
+        inputs["input_ids"] = torch.zeros(1, length, dtype=torch.long, device="meta")
+    if vision is not None:
+        size = vision.image_size
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        inputs["pixel_values"] = torch.zeros(1, vision.num_channels, height, width, device="meta")
+    return inputs
+
+
+def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Projected image features of a dual encoder, not normalised, ``(B, D)``, for images ``(B, 3, H, W)``."""
+    encoder: Any = model
+    return _pooled(encoder.get_image_features(pixel_values=pixel_values))
+
+
+def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Projected text features of a dual encoder, not normalised, ``(B, D)``, for tokens ``(B, L)``."""
+    encoder: Any = model
+    return _pooled(encoder.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+
+
+def _pooled(output: Any) -> Tensor:  # noqa: ANN401 (a tensor or a Hugging Face output)
+    return output if isinstance(output, Tensor) else output.pooler_output
