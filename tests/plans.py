@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from upop.structure import Plan, Site
 
 
@@ -19,13 +16,3 @@ def random_plan(sites: Sequence[Site], seed: int) -> Plan:
         count = draw.randint(1, site.units)
         keep[site.name] = sorted(draw.sample(range(site.units), count))
     return Plan.of(keep, sites)
-
-
-def mask_values(sites: Sequence[Site], plan: Plan) -> dict[str, Tensor]:
-    """Masks that are 1 where the plan keeps a unit and 0 elsewhere."""
-    values = {}
-    for site in sites:
-        value = torch.zeros(site.units)
-        value[list(plan.keep[site.name])] = 1.0
-        values[site.name] = value
-    return values

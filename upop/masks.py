@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from upop.structure import Cut, Site
+from upop.structure import Cut, Plan, Site
 
 
 class Mask:
@@ -152,6 +152,16 @@ def _producers(model: nn.Module, sites: Sequence[Site]) -> list[tuple[nn.Linear,
             )
         layers.append((layer, cuts))
     return layers
+
+
+def mask_values(sites: Sequence[Site], plan: Plan, dropped: float = 0.0) -> dict[str, Tensor]:
+    """Masks of a plan, ``(U,)`` by site name: 1 where it keeps a unit, ``dropped`` elsewhere."""
+    values = {}
+    for site in sites:
+        value = torch.full((site.units,), dropped)
+        value[list(plan.keep.get(site.name, range(site.units)))] = 1.0
+        values[site.name] = value
+    return values
 
 
 def has_masks(module: nn.Module) -> bool:

@@ -230,6 +230,11 @@ class Plan:
         """Number of units kept, per site named."""
         return {name: len(units) for name, units in self.keep.items()}
 
+    def kinds(self) -> list[Kind]:
+        """Unit kinds that the plan is about, from the names of its sites."""
+        found = {name.rpartition(".")[2] for name in self.keep}
+        return [kind for kind in KINDS if kind in found]
+
     def check(self, sites: Sequence[Site]) -> None:
         """Refuse a plan that does not fit the model that ``sites`` describe.
 

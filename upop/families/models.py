@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from upop.structure import closest
 
 
 def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, Any]:
@@ -48,17 +51,62 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
     return model.eval(), processor
 
 
+def build_dense(directory: str) -> nn.Module:
+    """Build the architecture that ``directory/config.json`` describes, its weights not initialised.
+
+    Args:
+        directory: Directory that holds the config of a Hugging Face model, or one that :func:`describe` wrote.
+    """
+    config = json.loads((Path(directory) / "config.json").read_text())
+    if "architecture" in config:
+        return _create_timm(config["architecture"], False, **config.get("model_args", {}))
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    loaded = transformers.AutoConfig.from_pretrained(directory)
+    built = getattr(transformers, (loaded.architectures or [""])[0], None)
+    with no_init_weights():
+        model: nn.Module = built(loaded) if built is not None else transformers.AutoModel.from_config(loaded)
+    return model
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What config.json has to say for :func:`build_dense` to build the dense architecture of ``model`` again.
+
+    Raises:
+        ValueError: If ``model`` is neither from transformers nor made by ``timm.create_model``.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is not None and hasattr(config, "to_json_string"):
+        return dict(json.loads(config.to_json_string(use_diff=False))) | {"architectures": [type(model).__name__]}
+    facts: Any = getattr(model, "pretrained_cfg", None) or {}
+    if not facts.get("architecture"):
+        raise ValueError(
+            f"cannot describe a {type(model).__name__}: it is neither from transformers nor made by timm.create_model"
+        )
+    patches: Any = model.get_submodule("patch_embed")
+    arguments = {"num_classes": getattr(model, "num_classes", 0), "img_size": list(patches.img_size)}
+    return {"architecture": facts["architecture"], "model_args": arguments}
+
+
 def _load_timm(name: str, pretrained: bool) -> nn.Module:
     import timm
 
-    if name not in timm.list_models():
-        from upop.structure import closest
-
+    if name.partition(".")[0] not in timm.list_models():
+        raise ValueError(f"timm has no model {name!r}{closest(name, timm.list_models(['vit*', 'deit*']))}")
+    try:
+        return _create_timm(name, pretrained).eval()
+    except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"timm has no model {name!r}{closest(name, timm.list_models('vit*') + timm.list_models('deit*'))}"
-        )
-    model: nn.Module = timm.create_model(name, pretrained=pretrained)
-    return model.eval()
+            f"no weights for timm model {name!r}: {_first_line(error)}; for random ones set from_scratch"
+        ) from error
+
+
+def _create_timm(name: str, pretrained: bool, **arguments: Any) -> nn.Module:  # noqa: ANN401 (timm's own)
+    import timm
+
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    return model
 
 
 def _check_path(checkpoint: str) -> None:

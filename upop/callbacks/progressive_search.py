@@ -1,0 +1,269 @@
+"""The search as a Lightning callback: it owns *when*; the policy owns *which*.
+
+Source: UPop, Shi et al., ICML 2023, https://arxiv.org/abs/2301.13741, section 3 and algorithm 1. We deviate: scores
+accumulate in fp32 over the whole search under every precision (the authors' mixed precision keeps one mini-batch),
+costs are exact, and a step whose mask gradients are not finite is left out, counted and logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from upop.cost import CostModel
+from upop.masks import Masks, mask_values, unit_norms
+from upop.search import Budget, check, create, fraction, priorities, select
+from upop.structure import Currency, Kind, Plan, Site
+
+
+class ProgressiveSearch(Callback):
+    """Learn which units a task can spare while it trains, and fade them out.
+
+    Args:
+        removed: Fraction to remove by the end of the search, between 0 and 1, of ``of`` within ``scope``. May be left
+            out where ``fractions`` says it per modality.
+        of: Currency of the budget: ``params`` or ``flops``.
+        scope: What ``removed`` is a fraction of: ``prunable`` (attention and MLP units) or the whole ``model``.
+        units: Kinds of units to remove: ``head``, ``head_dim`` (the paper's: one position in all heads of a layer),
+            ``neuron``; several may be searched together.
+        policy: What a unit is worth: ``unified`` (the paper's: accumulated signed mask gradients), ``taylor``,
+        ``magnitude``
+            or ``random``.
+        schedule: How the removed fraction rises over the steps: ``sine`` (the paper's), ``cubic`` or ``one_shot``.
+        interval: Optimizer steps between two mask updates. The authors advise as many as remove about 1 %.
+        allocation: ``unified`` ranks all units in one list; ``per_modality`` gives each tower its own fraction;
+            ``uniform`` removes about the same share of every site.
+        fractions: Fraction to remove per modality, for ``per_modality``.
+        floor: At least this fraction is removed, by modality or by a glob over site names.
+        ceiling: At most this fraction is removed, by modality or by a glob over site names.
+        multiple_of: Kept units per site are a multiple of this, by kind; 8 head-dims and 64 neurons suit tensor cores.
+        tolerance: How far the finished plan may be from the target, as a fraction of the target.
+        seed: Seed of the ``random`` policy.
+    """
+
+    def __init__(
+        self,
+        removed: float | None = 0.5,
+        of: Currency = "params",
+        scope: Literal["prunable", "model"] = "prunable",
+        units: Sequence[Kind] = ("head_dim", "neuron"),
+        policy: str = "unified",
+        schedule: Literal["sine", "cubic", "one_shot"] = "sine",
+        interval: int = 50,
+        allocation: Literal["unified", "per_modality", "uniform"] = "unified",
+        fractions: dict[str, float] | None = None,
+        floor: dict[str, float] | None = None,
+        ceiling: dict[str, float] | None = None,
+        multiple_of: dict[str, int] | None = None,
+        tolerance: float = 0.005,
+        seed: int = 0,
+    ) -> None:
+        if interval < 1:
+            raise ValueError(
+                f"search.interval is {interval!r}; give the optimizer steps between two updates, 1 or more"
+            )
+        self.budget = Budget(
+            removed,
+            of,
+            scope,
+            dict(multiple_of or {}),  # type: ignore[arg-type]  # the budget checks the kinds
+            dict(floor or {}),
+            dict(ceiling or {}),
+            allocation,
+            dict(fractions or {}),
+            tolerance,
+        )
+        self.units = tuple(units)
+        self.policy_name, self.schedule, self.interval, self.seed = policy, schedule, interval, seed
+        create(policy, (), seed)
+        fraction(schedule, 0, 1)
+        self.plan: Plan | None = None
+        self.left_out = 0
+        self.finished = False
+        self._sites: tuple[Site, ...] = ()
+        self._masks: Masks | None = None
+        self._updated_at = -1
+        self._restored: dict[str, Any] = {}
+
+    def bind(self, sites: Sequence[Site], cost: CostModel, plan_path: str | Path) -> None:
+        """Say what is searched; call it before training.
+
+        Args:
+            sites: Sites of the task's model, of the kinds in ``units``.
+            cost: Cost of any plan for them.
+            plan_path: File that the finished plan is written to.
+
+        Raises:
+            ValueError: If the budget cannot be met with these sites.
+        """
+        check(self.budget, sites, cost)
+        self._sites, self._cost, self._path = tuple(sites), cost, Path(plan_path)
+        self._policy = create(self.policy_name, sites, self.seed)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach the masks, before a checkpoint is restored and the optimizer is built."""
+        if stage != "fit":
+            return
+        if not self._sites:
+            raise ValueError("the search knows no sites; call bind(sites, cost, plan_path) before training")
+        self._masks = Masks(pl_module.model, self._sites)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore what a checkpoint held, or begin; refuse a search that is too short to update."""
+        masks = self._attached()
+        steps = self._steps(trainer)
+        if steps < 2:
+            raise ValueError(f"the search has {steps} optimizer steps; give it more epochs or smaller batches")
+        if self.interval > steps:
+            rank_zero_warn(
+                f"search.interval is {self.interval}, but the search has {steps} steps: one update, at the end"
+            )
+        if self._restored:
+            self._policy.load_state_dict(self._restored["policy"])
+            masks.write_(self._restored["masks"])
+            self._restored = {}
+        masks.clear()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
+        """Collect the mask gradients of this step: unscaled, averaged over ranks, left out where not finite.
+
+        Gradient clipping comes later and does not touch them; accumulated micro-batches are averaged already.
+        """
+        masks = self._attached()
+        gradients = masks.gradients()
+        flat = torch.cat([gradient.float() for gradient in gradients.values()])
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            flat = flat / scaler.get_scale()
+        if trainer.world_size > 1:
+            flat = trainer.strategy.reduce(flat, reduce_op="mean")
+        masks.clear()
+        if not bool(torch.isfinite(flat).all()):
+            self.left_out += 1
+            rank_zero_warn(
+                f"mask gradients are not finite at step {trainer.global_step}: left out ({self.left_out} so far)"
+            )
+            return
+        parts = flat.split([gradient.numel() for gradient in gradients.values()])
+        self._policy.collect(dict(zip(gradients, parts, strict=True)), masks.values())
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401 (whatever the task's step returns)
+        batch: Any,  # noqa: ANN401 (whatever the data give)
+        batch_idx: int,
+    ) -> None:
+        """Update the masks every ``interval`` optimizer steps and at the last one."""
+        done, steps = trainer.global_step, self._steps(trainer)
+        if done == self._updated_at or done == 0 or (done % self.interval and done != steps):
+            return
+        self._updated_at = done
+        self.update(pl_module, done - 1, steps)
+        self.finished = done == steps
+        if self.plan is not None:
+            pl_module.log_dict(self._progress(self.plan))
+
+    def update(self, pl_module: LightningModule, step: int, steps: int) -> None:
+        """Select the units to fade and write the masks.
+
+        Args:
+            pl_module: Task that trains the masked model.
+            step: Optimizer step just taken, from 0.
+            steps: Optimizer steps of the search.
+        """
+        share = fraction(self.schedule, step, steps)
+        norms = unit_norms(pl_module.model, self._sites) if self._policy.needs_norms else None
+        ranked = priorities(self._policy.scores(norms), self._sites, self.budget.allocation)
+        keep = select(ranked, self._sites, self._cost, self.budget, share)
+        self.plan = Plan.of(keep, self._sites, self._facts(keep, step, steps))
+        self._attached().write_(mask_values(self._sites, self.plan, dropped=1.0 - share))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the finished plan; a search that was stopped early writes none."""
+        if self.plan is None or not self.finished:
+            rank_zero_warn("the search ended before its last step: no plan written; run it again to go on")
+            return
+        if trainer.is_global_zero:
+            self.plan.save(self._path)
+        progress = self._progress(self.plan)
+        rank_zero_info(f"plan written to {self._path}: {progress['removed/params']:.1%} of the prunable parameters go")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the masks off."""
+        if stage == "fit" and self._masks is not None:
+            self._masks.detach()
+            self._masks = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, scores and counters, for a checkpoint. Tensors and plain values only."""
+        if self._masks is None:
+            return {}
+        return {
+            "policy": self._policy.state_dict(),
+            "masks": {name: value.cpu() for name, value in self._masks.values().items()},
+            "plan": self.plan.to_dict() if self.plan else None,
+            "left_out": self.left_out,
+            "updated_at": self._updated_at,
+            "finished": self.finished,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave; masks and scores follow when training starts."""
+        if not state_dict:
+            return
+        self._restored = state_dict
+        self.plan = Plan.from_dict(state_dict["plan"]) if state_dict["plan"] else None
+        self.left_out, self._updated_at = state_dict["left_out"], state_dict["updated_at"]
+        self.finished = state_dict["finished"]
+
+    def _attached(self) -> Masks:
+        if self._masks is None:
+            raise ValueError("no masks are attached; the search runs inside Trainer.fit")
+        return self._masks
+
+    def _steps(self, trainer: Trainer) -> int:
+        """Optimizer steps of the whole search."""
+        return int(trainer.estimated_stepping_batches)
+
+    def _progress(self, plan: Plan) -> dict[str, float]:
+        """Fractions of the prunable cost that are selected, in all and per modality and kind."""
+        kept = plan.kept()
+        shares = self._cost.shares(kept)
+        progress = {}
+        for currency, whole, gone in (
+            ("params", [share.params for share in shares], [share.params_removed for share in shares]),
+            ("flops", [share.flops for share in shares], [share.flops_removed for share in shares]),
+        ):
+            progress[f"removed/{currency}"] = sum(gone) / sum(whole)
+            for modality in dict.fromkeys(share.modality for share in shares):
+                mine = [number for number, share in enumerate(shares) if share.modality == modality]
+                name = f"removed/{currency}/{modality}"
+                progress[name] = sum(gone[number] for number in mine) / sum(whole[number] for number in mine)
+                for number in mine:
+                    kind = shares[number].kind.replace(" x ", "+")
+                    progress[f"{name}/{kind}"] = gone[number] / whole[number]
+        return progress | {"masks_left_out": float(self.left_out)}
+
+    def _facts(self, keep: Mapping[str, Sequence[int]], step: int, steps: int) -> dict[str, Any]:
+        kept = {name: len(units) for name, units in keep.items()}
+        return {
+            "removed": self.budget.removed,
+            "of": self.budget.of,
+            "scope": self.budget.scope,
+            "policy": self.policy_name,
+            "allocation": self.budget.allocation,
+            "schedule": self.schedule,
+            "units": list(self.units),
+            "step": step + 1,
+            "steps": steps,
+            "steps_left_out": self.left_out,
+            "params": {"dense": self._cost.whole("params"), "left": self._cost.remaining(kept, "params")},
+            "flops": {"dense": self._cost.whole("flops"), "left": self._cost.remaining(kept, "flops")},
+        }

@@ -1,0 +1,221 @@
+"""``upop <verb>``: the command line. The only module that may import everything.
+
+The verbs and their help need nothing but the standard library; torch and Lightning are imported when a verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from upop import __version__
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from upop.runs import Recipe
+
+VERBS = {
+    "fit": "finetune, search, cut, retrain and export, from where the run directory stands",
+    "finetune": "train the dense model on the task",
+    "search": "learn which units the task can spare, write plan.json, and cut",
+    "retrain": "train the cut model and export it",
+    "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
+    "inspect": "show what can be cut in a model or a recipe's model, before any training",
+}
+UNKNOWN_KEY = re.compile(
+    r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)"
+)
+DESCRIPTION = "Compress vision-language transformers by structure: a checkpoint goes in, a smaller one comes out."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a verb. Errors of the user end with one line and exit code 2; ``--debug`` shows the traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    options = _verbs().parse_args(arguments[:1])
+    try:
+        _run(options.verb, arguments[1:])
+    except KeyboardInterrupt:
+        print("\nupop: stopped; run the same command again to go on where it stood", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, argparse.ArgumentError) as error:
+        if debug:
+            raise
+        print(f"upop: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _verbs() -> argparse.ArgumentParser:
+    lines = [f"  {verb:9} {text}" for verb, text in VERBS.items()]
+    parser = argparse.ArgumentParser(
+        prog="upop",
+        description=DESCRIPTION,
+        usage="upop VERB [options]",
+        epilog="verbs:\n" + "\n".join(lines) + "\n\nupop VERB --help shows the options of a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"upop {__version__}")
+    parser.add_argument("verb", choices=list(VERBS), metavar="VERB", help="what to do, see below")
+    return parser
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    if verb == "inspect":
+        _inspect(arguments)
+    elif verb == "test":
+        _test(arguments)
+    else:
+        _fit(arguments, verb)
+
+
+def build_parser(verb: str = "fit") -> LightningArgumentParser:
+    """The parser of a recipe: every signature is an option, every docstring its help."""
+    from lightning.pytorch import LightningDataModule, Trainer
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from upop.callbacks import ProgressiveSearch
+    from upop.runs.timing import Measure
+    from upop.tasks import Distillation, Task, Training
+
+    parser = LightningArgumentParser(prog=f"upop {verb}", description=VERBS[verb], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="recipe, a YAML file; several overlay one another in order")
+    parser.add_argument("--seed_everything", type=int, default=42, help="seed of every phase")
+    parser.add_argument("--run_dir", type=str, default="runs/upop", help="directory of the run; resumed if it exists")
+    parser.add_subclass_arguments(Task, "model", required=True)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    parser.add_class_arguments(Training, "finetune")
+    parser.add_class_arguments(ProgressiveSearch, "search", instantiate=False)
+    parser.add_class_arguments(Training, "search", instantiate=False, as_group=False)
+    parser.add_class_arguments(Training, "retrain")
+    parser.add_class_arguments(Distillation, "distill")
+    parser.add_class_arguments(Measure, "measure")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({"finetune.epochs": 0, "search.lr_schedule": "constant"})
+    return parser
+
+
+def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse a recipe and its overrides.
+
+    Raises:
+        ValueError: In one line, with the closest valid key where a key is unknown.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(_explain(parser, str(error))) from error
+
+
+def _explain(parser: LightningArgumentParser, message: str) -> str:
+    """One line of a parser's message, with the closest valid key where a key is unknown."""
+    from upop.structure import closest
+
+    line = _one_line(message)
+    found = UNKNOWN_KEY.search(line)
+    if not found:
+        return line
+    unknown = next(group for group in found.groups() if group)
+    keys = {action.dest for action in parser._actions} | _class_keys(parser)
+    leaves = {key.rpartition(".")[2]: key for key in keys}
+    hint = closest(unknown.rpartition(".")[2], [leaf for leaf in leaves if leaf != unknown])
+    line = re.split(r"\s+- Expected|\s+Given value", line)[0]
+    return f"{line}{hint}"
+
+
+def _class_keys(parser: LightningArgumentParser) -> set[str]:
+    """Names of the arguments of the tasks and data modules that upop has."""
+    import inspect
+
+    import upop.data
+    import upop.tasks
+
+    classes = [getattr(module, name) for module in (upop.data, upop.tasks) for name in module.__all__]
+    return {key for found in classes if inspect.isclass(found) for key in inspect.signature(found).parameters}
+
+
+def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:
+    """Instantiate a parsed recipe; reads no weights and no data."""
+    import inspect
+
+    import yaml
+
+    from upop.callbacks import ProgressiveSearch
+    from upop.runs import Recipe
+    from upop.tasks import Training
+
+    plain = yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=False))
+    plain.pop("config", None)
+    made = parser.instantiate(config)
+
+    def pick(cls: type) -> dict[str, Any]:
+        return {name: made.search[name] for name in inspect.signature(cls).parameters}
+
+    training = {"finetune": made.finetune, "search": Training(**pick(Training)), "retrain": made.retrain}
+    search = ProgressiveSearch(**pick(ProgressiveSearch))
+    trainer = dict(made.trainer.as_dict())
+    return Recipe(
+        made.model, made.data, search, training, made.distill, trainer, made.seed_everything, plain, made.measure
+    )
+
+
+def _fit(arguments: list[str], verb: str) -> None:
+    parser = build_parser(verb)
+    config = parse(parser, arguments)
+    from upop.runs import RunDirectory, fit
+    from upop.runs.summary import summarise
+
+    recipe = recipe_of(parser, config)
+    directory = RunDirectory(config.run_dir, recipe.config)
+    fit(recipe, directory, None if verb == "fit" else verb)
+    if directory.done("retrain"):
+        summarise(recipe, directory)
+
+
+def _test(arguments: list[str]) -> None:
+    parser = build_parser("test")
+    parser.add_argument(
+        "--checkpoint", type=str, help="model directory; default: the run's result, or model.checkpoint"
+    )
+    parser.add_argument("--plan", type=str, help="plan.json: evaluate the checkpoint with these masks on, uncut")
+    config = parse(parser, arguments)
+    from pathlib import Path
+
+    from upop.runs.evaluation import evaluate_checkpoint
+
+    compressed = Path(config.run_dir) / "compressed"
+    checkpoint = config.pop("checkpoint", None) or (str(compressed) if compressed.is_dir() else None)
+    plan = config.pop("plan", None)
+    evaluate_checkpoint(recipe_of(parser, config), checkpoint, plan)
+
+
+def _inspect(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="upop inspect", description=VERBS["inspect"])
+    parser.add_argument("model", help="recipe (YAML), model directory, hub name, or timm/NAME")
+    parser.add_argument("--units", nargs="+", help="unit kinds: head, head_dim, neuron (default: head_dim neuron)")
+    parser.add_argument("--from-scratch", action="store_true", help="read only the config: random weights")
+    parser.add_argument("--text-length", type=int, help="tokens of a text, for FLOPs (default: all positions)")
+    options = parser.parse_args(arguments)
+    from upop.runs.inspection import inspect
+
+    checkpoint, units, scratch = options.model, options.units, options.from_scratch
+    if checkpoint.endswith((".yaml", ".yml")):
+        recipe_parser = build_parser()
+        config = parse(recipe_parser, ["--config", checkpoint])
+        recipe = recipe_of(recipe_parser, config)
+        checkpoint, scratch = recipe.task.checkpoint, scratch or recipe.task.from_scratch
+        units = units or recipe.search.units
+    inspect(checkpoint, units or ("head_dim", "neuron"), scratch, options.text_length)
+
+
+def _one_line(error: object) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+if __name__ == "__main__":
+    main()

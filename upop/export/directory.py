@@ -1,0 +1,174 @@
+"""Write and read a model directory, dense or compressed.
+
+A compressed directory holds what the dense one holds (config.json of the dense architecture, model.safetensors,
+processor files) and compression.json: the plan and the unit kinds it is about. Loading builds the dense architecture
+without weights, cuts it by the plan and fills in the weights. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import nn
+
+from upop import __version__
+from upop.families import find_sites, load_dense
+from upop.families.models import build_dense, describe
+from upop.files import write_json
+from upop.structure import Kind, Plan
+from upop.surgery import shrink_
+
+COMPRESSION = "compression.json"
+COMPRESSION_FORMAT = 1
+WEIGHTS = "model.safetensors"
+
+
+def save(
+    model: nn.Module,
+    processor: Any,  # noqa: ANN401 (any Hugging Face processor, or None)
+    directory: str | Path,
+    plan: Plan | None = None,
+    kinds: Sequence[Kind] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model directory, all of it or nothing: it is filled under a temporary name and renamed.
+
+    Args:
+        model: Dense or cut model without masks.
+        processor: Its processor; ``None`` for a model that has none.
+        directory: Where to; an older directory there is replaced.
+        plan: What ``model`` was cut by; ``None`` for a dense model.
+        kinds: Unit kinds that the plan is about.
+        facts: What a reader wants to know (source, budget, metrics); not read back.
+
+    Returns:
+        The directory.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        (temporary / "config.json").write_text(json.dumps(describe(model), indent=2, sort_keys=True) + "\n")
+        save_model(model, str(temporary / WEIGHTS), metadata={"format": "pt"})
+        if processor is not None:
+            processor.save_pretrained(temporary)
+        if plan is not None:
+            content = {
+                "format": COMPRESSION_FORMAT,
+                "upop": __version__,
+                "kinds": list(kinds),
+                "facts": dict(facts or {}),
+                "plan": plan.to_dict(),
+            }
+            write_json(temporary / COMPRESSION, content)
+            plan.save(temporary / "plan.json")
+        os.chmod(temporary, 0o755)
+        _replace(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return directory
+
+
+def _replace(temporary: Path, directory: Path) -> None:
+    """Put ``temporary`` in the place of ``directory``."""
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+        os.rename(directory, old / directory.name)
+        os.rename(temporary, directory)
+        shutil.rmtree(old)
+    else:
+        os.rename(temporary, directory)
+
+
+def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module, Any]:
+    """Load a dense or compressed model and its processor, ready for inference.
+
+    Args:
+        checkpoint: A directory that :func:`save` wrote, or any dense checkpoint that
+            :func:`upop.families.load_dense` takes.
+        from_scratch: Take the architecture of a dense checkpoint with random weights.
+
+    Returns:
+        The model in evaluation mode and its processor (``None`` where there is none).
+
+    Raises:
+        FileNotFoundError: If there is no such directory, or a file of it is missing.
+        ValueError: If the plan, the weights and the config do not belong together, or the format is another one.
+    """
+    path = Path(checkpoint)
+    if not (path / COMPRESSION).is_file():
+        return load_dense(str(checkpoint), from_scratch)
+    content = _compression(path)
+    plan = Plan.from_dict(content["plan"])
+    model = build_dense(str(path))
+    shrink_(model, find_sites(model, content["kinds"]), plan)
+    _fill(model, path / WEIGHTS)
+    return model.eval(), _processor(path)
+
+
+def plan_of(directory: str | Path) -> tuple[Plan, list[Kind]] | None:
+    """The plan and the unit kinds of a compressed directory; ``None`` for a dense checkpoint."""
+    path = Path(directory)
+    if not (path / COMPRESSION).is_file():
+        return None
+    content = _compression(path)
+    return Plan.from_dict(content["plan"]), list(content["kinds"])
+
+
+def _compression(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((path / COMPRESSION).read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(path / COMPRESSION)!r} is not JSON: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if found != COMPRESSION_FORMAT:
+        raise ValueError(
+            f"{str(path / COMPRESSION)!r} has format {found!r}; this version reads format {COMPRESSION_FORMAT}"
+        )
+    return dict(content)
+
+
+def _fill(model: nn.Module, weights: Path) -> None:
+    """Load safetensors into a model of the right sizes."""
+    if not weights.is_file():
+        raise FileNotFoundError(f"no weights at {str(weights)!r}; is the directory complete?")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{str(weights)!r} cannot be read as safetensors: {error}; copy it again") from error
+    own = model.state_dict()
+    wrong = [name for name in tensors if name in own and tensors[name].shape != own[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{str(weights)!r} holds {name} of shape {tuple(tensors[name].shape)}, the plan beside it says "
+            f"{tuple(own[name].shape)}; do {COMPRESSION} and the weights belong together?"
+        )
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    tie: Any = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+    shared = {id(tensor) for name, tensor in model.named_parameters() if name in tensors}
+    lost = [name for name in missing if id(model.get_parameter(name)) not in shared]
+    if lost or unexpected:
+        raise ValueError(
+            f"{str(weights)!r} lacks weights {lost[:3]} and has unexpected ones {unexpected[:3]}; is it complete, and "
+            "does the config.json beside it belong to it?"
+        )
+
+
+def _processor(path: Path) -> Any:  # noqa: ANN401 (any Hugging Face processor)
+    if not any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        return None
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(str(path))

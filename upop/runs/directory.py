@@ -1,0 +1,134 @@
+"""One run, one directory: its configuration, which phases are done, and what they found."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from upop.files import write_json, write_text
+
+STATE_FORMAT = 1
+VOLATILE = (
+    "run_dir",
+    "measure",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "data.init_args.num_workers",
+    "data.init_args.verify",
+)
+
+
+class RunDirectory:
+    """A run directory. Opening it checks that it can be written and that it belongs to the same configuration.
+
+    Args:
+        path: The directory; made if it is missing.
+        config: The resolved configuration of the run, plain values only.
+
+    Raises:
+        ValueError: If the directory was started with another configuration (the message shows the difference), or
+            holds a state of another format.
+        PermissionError: If the directory cannot be written.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        _check_writable(self.path)
+        flat = flatten(config)
+        stored = self.path / "config.yaml"
+        self._state: dict[str, Any] = {"format": STATE_FORMAT, "phases": {}, "evaluations": {}}
+        if stored.is_file():
+            _check_same(self.path, flatten(yaml.safe_load(stored.read_text()) or {}), flat)
+        else:
+            write_text(stored, yaml.safe_dump(dict(config), sort_keys=False))
+        if self._file.is_file():
+            self._state = _read_state(self._file)
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "state.json"
+
+    def phase(self, name: str) -> Path:
+        """Directory of a phase."""
+        return self.path / name
+
+    def done(self, phase: str) -> bool:
+        """Whether a phase has finished, its files included."""
+        return phase in self._state["phases"]
+
+    def finish(self, phase: str, facts: Mapping[str, Any]) -> None:
+        """Note that a phase has finished."""
+        self._state["phases"][phase] = dict(facts)
+        write_json(self._file, self._state)
+
+    def facts(self, phase: str) -> dict[str, Any]:
+        """What :meth:`finish` noted of a phase; empty if it has not finished."""
+        return dict(self._state["phases"].get(phase, {}))
+
+    def evaluation(self, name: str) -> dict[str, float] | None:
+        """Metrics noted for a state of the model (``dense``, ``cut``, ``retrained``), or ``None``."""
+        found = self._state["evaluations"].get(name)
+        return None if found is None else dict(found)
+
+    def note_evaluation(self, name: str, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of a state of the model."""
+        self._state["evaluations"][name] = dict(metrics)
+        write_json(self._file, self._state)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"run directory {str(path)!r} is not writable: {error.strerror}; "
+            f"choose another run_dir or mend its permissions"
+        ) from error
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is not JSON: {error}; delete the run directory to start again") from error
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise ValueError(f"{str(file)!r} is of another format; this version reads format {STATE_FORMAT}")
+    return state
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as one level of dotted keys.
+
+    >>> flatten({"search": {"removed": 0.5, "units": ["neuron"]}})
+    {'search.removed': 0.5, 'search.units': ['neuron']}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse another configuration on the same directory, with the difference."""
+    changed = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key, "(not set)"), new.get(key, "(not set)")
+        if before != after and not key.startswith(VOLATILE):
+            changed.append(f"{key}: {before!r} -> {after!r}")
+    if changed:
+        raise ValueError(
+            f"run directory {str(path)!r} was started with another configuration ({'; '.join(changed)}); give another "
+            "run_dir, or delete the directory to start again"
+        )

@@ -1,0 +1,242 @@
+"""The phases of a run, each an ordinary Lightning run with its own Trainer.
+
+finetune makes the dense model good at the task, search makes the plan while it trains, the surgery cuts, retrain trains
+the cut model. Each phase starts from the files of the one before and leaves a model directory behind, so a run goes on
+wherever it stood: between phases from these files, within a phase from Lightning's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from upop.callbacks import ProgressiveSearch
+from upop.cost import CostModel, measure
+from upop.export import load, save
+from upop.families import example_inputs, find_sites
+from upop.files import write_atomic
+from upop.runs.directory import RunDirectory
+from upop.runs.timing import Measure
+from upop.structure import Plan
+from upop.surgery import shrink_
+from upop.tasks import Distillation, Task, Training
+
+PHASES = ("finetune", "search", "retrain")
+
+
+@dataclass
+class Recipe:
+    """Everything a run needs, instantiated.
+
+    Attributes:
+        task: Prototype of the task, without a model; every phase trains a copy.
+        data: Data module; its own files are checked before any model is read.
+        search: Prototype of the search callback.
+        training: How each phase trains, by phase.
+        distillation: What the search and the retraining learn from the dense model.
+        trainer: Keyword arguments of Lightning's Trainer, for every phase.
+        seed: Seed of every phase.
+        config: The resolved configuration, plain values.
+        measure: How the speed is measured at the end.
+    """
+
+    task: Task
+    data: Any  # a data module with check() and set_processor(processor)
+    search: ProgressiveSearch
+    training: Mapping[str, Training]
+    distillation: Distillation = field(default_factory=Distillation)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 42
+    config: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure = field(default_factory=Measure)
+
+    def new_task(self, model: nn.Module, processor: Any, phase: str | None = None) -> Task:  # noqa: ANN401
+        """A copy of the task with a model, set up for a phase."""
+        task = copy.deepcopy(self.task)
+        if phase:
+            task.training_settings = self.training[phase]
+        task.adopt(model, processor)
+        self.data.set_processor(processor)
+        return task
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the dense model is trained first."""
+        return self.training["finetune"].epochs > 0
+
+
+def check(recipe: Recipe) -> None:
+    """Check everything that needs no training: data files, checkpoint, whether the budget can be met.
+
+    Raises:
+        ValueError: With what is wrong and what to do.
+        FileNotFoundError: If a file is missing.
+    """
+    for phase in ("search", "retrain"):
+        if recipe.training[phase].epochs < 1:
+            raise ValueError(f"{phase}.epochs is {recipe.training[phase].epochs}; give 1 or more")
+    recipe.data.check()
+    model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
+    if recipe.task.from_scratch and not recipe.finetunes:
+        raise ValueError("model.from_scratch starts from random weights; give finetune.epochs of 1 or more")
+    recipe.new_task(model, processor)
+    _bind(copy.deepcopy(recipe.search), model, Path("plan.json"))
+
+
+def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> None:
+    """Walk the phases of a run, from where its directory stands.
+
+    Args:
+        recipe: What to do.
+        directory: Where; phases that are done there are skipped.
+        only: Run this phase only; the ones before it have to be done.
+
+    Raises:
+        ValueError: If ``only`` needs a phase that is not done.
+    """
+    check(recipe)
+    steps = {"finetune": _finetune, "search": _search, "retrain": _retrain}
+    wanted = [phase for phase in PHASES if phase != "finetune" or recipe.finetunes]
+    if only is not None and only not in wanted:
+        raise ValueError(f"phase {only!r} is left out by this configuration: {only}.epochs is 0")
+    for phase in wanted:
+        if directory.done(phase):
+            rank_zero_info(f"{phase}: done already, in {directory.phase(phase)}")
+        elif only is None or only == phase:
+            start = time.perf_counter()
+            facts = steps[phase](recipe, directory)
+            directory.finish(phase, {**facts, "seconds": round(time.perf_counter() - start, 1)})
+        else:
+            raise ValueError(
+                f"phase {only!r} needs {phase!r}, which is not done in {str(directory.path)!r}; run it first"
+            )
+        if phase == only:
+            return
+
+
+def _finetune(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
+    model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
+    task = recipe.new_task(model, processor, "finetune")
+    _train(recipe, directory, "finetune", task, [])
+    save(task.model, processor, directory.phase("finetune") / "model")
+    return {"model": "finetune/model"}
+
+
+def dense_checkpoint(recipe: Recipe, directory: RunDirectory) -> str:
+    """The dense model that the search starts from and that the result is compared with."""
+    return str(directory.phase("finetune") / "model") if recipe.finetunes else recipe.task.checkpoint
+
+
+def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
+    source = dense_checkpoint(recipe, directory)
+    model, processor = load(source)
+    task = recipe.new_task(model, processor, "search")
+    if directory.evaluation("dense") is None:
+        directory.note_evaluation("dense", evaluate(recipe, task))
+    search = copy.deepcopy(recipe.search)
+    sites, cost = _bind(search, model, directory.path / "plan.json")
+    _distil(recipe, task, source)
+    _train(recipe, directory, "search", task, [search])
+    plan = search.plan
+    if plan is None or not search.finished:
+        raise ValueError("the search did not reach its last step; run the same command again to go on")
+    for module in task.pruned_modules():
+        shrink_(module, sites, plan)
+    directory.note_evaluation("cut", evaluate(recipe, task))
+    _save_carried(task.carried(), directory.phase("search"))
+    plan.save(directory.path / "plan.json")
+    facts = {"source": source, "params": cost.remaining(plan.kept(), "params")}
+    save(task.model, processor, directory.phase("search") / "compressed", plan, search.units, facts)
+    return {"model": "search/compressed", "steps_left_out": search.left_out}
+
+
+def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
+    model, processor = load(directory.phase("search") / "compressed")
+    task = recipe.new_task(model, processor, "retrain")
+    task.carry(_carried(directory.phase("search")))
+    _distil(recipe, task, dense_checkpoint(recipe, directory))
+    _train(recipe, directory, "retrain", task, [])
+    metrics = evaluate(recipe, task)
+    directory.note_evaluation("retrained", metrics)
+    plan = Plan.load(directory.path / "plan.json")
+    facts = {"source": dense_checkpoint(recipe, directory), "metrics": metrics}
+    save(task.model, processor, directory.path / "compressed", plan, recipe.search.units, facts)
+    return {"model": "compressed"}
+
+
+def _bind(search: ProgressiveSearch, model: nn.Module, plan_path: Path) -> tuple[list[Any], CostModel]:
+    """Tell the search what it searches."""
+    sites = find_sites(model, search.units)
+    cost = CostModel(sites, measure(model, sites, example_inputs(model)))
+    search.bind(sites, cost, plan_path)
+    return sites, cost
+
+
+def _distil(recipe: Recipe, task: Task, source: str) -> None:
+    if recipe.distillation.on:
+        teacher, _ = load(source)
+        task.learn_from(teacher, recipe.distillation)
+
+
+def _train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, callbacks: list[Callback]) -> None:
+    """Train one phase, from its last checkpoint where there is one."""
+    settings = recipe.training[phase]
+    rank_zero_info(f"{phase}: {settings.epochs} epochs")
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    folder = directory.phase(phase)
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1)
+    trainer = _trainer(recipe, [checkpoints, *callbacks], folder, max_epochs=settings.epochs)
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        rank_zero_info(f"{phase}: going on from {last}")
+    resume = str(last) if last.is_file() else None
+    trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=resume is not None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401
+    """A Trainer as the recipe wants it, with what a phase needs on top."""
+    own = {key: value for key, value in recipe.trainer.items() if value is not None}
+    extra = copy.deepcopy(own.pop("callbacks", None)) or []
+    extra = list(extra) if isinstance(extra, (list, tuple)) else [extra]
+    own.setdefault("logger", CSVLogger(folder, name="logs"))
+    own.update(arguments)
+    own.setdefault("enable_model_summary", False)  # the summary of a run says more
+    own.update(default_root_dir=str(folder), num_sanity_val_steps=0, use_distributed_sampler=False)
+    return Trainer(callbacks=[*callbacks, *extra], **own)
+
+
+def evaluate(recipe: Recipe, task: Task) -> dict[str, float]:
+    """Metrics of the test split, by name. In fp32 whatever the training uses, so that states compare to the digit."""
+    kept = {key: value for key, value in recipe.trainer.items() if key not in ("callbacks", "logger", "max_epochs")}
+    bare = copy.copy(recipe)
+    bare.trainer = kept | {"precision": "32-true", "logger": False, "enable_checkpointing": False}
+    training = task.training
+    task.eval()
+    results = _trainer(bare, [], Path.cwd()).test(task, datamodule=recipe.data, verbose=False)
+    task.train(training)
+    return {name.removeprefix("test/"): float(value) for result in results for name, value in result.items()}
+
+
+def _save_carried(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Keep what the task carries to the next phase."""
+    if state:
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        write_atomic(folder / "carried.safetensors", lambda path: save_file(tensors, path))
+
+
+def _carried(folder: Path) -> dict[str, Tensor]:
+    file = folder / "carried.safetensors"
+    return load_file(file) if file.is_file() else {}

@@ -1,0 +1,129 @@
+"""The end of a run: what it cost, what it gave, and where the files are."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from upop import __version__
+from upop.cost import CostModel, measure
+from upop.export import load
+from upop.families import example_inputs, find_sites
+from upop.files import write_json
+from upop.report import allocation, comparison, console, removed_table, search_curve
+from upop.runs.directory import RunDirectory
+from upop.runs.phases import Recipe, dense_checkpoint
+from upop.runs.timing import Speed, compare_speed
+from upop.structure import Plan
+
+SUMMARY_FORMAT = 1
+
+
+def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
+    """Measure dense and compressed model side by side, write summary.json and the pictures, print the tables.
+
+    Args:
+        recipe: What was run.
+        directory: Where; all phases are done.
+
+    Returns:
+        What summary.json holds.
+    """
+    dense, _ = load(dense_checkpoint(recipe, directory))
+    cut, _ = load(directory.path / "compressed")
+    plan = Plan.load(directory.path / "plan.json")
+    sites = find_sites(dense, recipe.search.units)
+    inputs = example_inputs(dense)
+    cost = CostModel(sites, measure(dense, sites, inputs))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speed = compare_speed(
+        {"dense": dense.to(device), "compressed": cut.to(device)},
+        inputs,
+        recipe.measure.batch_size,
+        recipe.measure.seconds,
+    )
+    states = _states(directory, cost, plan, speed)
+    allocation(directory.path / "allocation.png", sites, plan)
+    rows = read_metrics(directory.phase("search") / "logs")
+    search_curve(directory.path / "search.png", rows, recipe.search.budget.removed)
+    shares = cost.shares(plan.kept())
+    summary = {
+        "format": SUMMARY_FORMAT,
+        "upop": __version__,
+        "states": dict(states),
+        "speed": {name: asdict(found) for name, found in speed.items()},
+        "removed": [asdict(share) for share in shares],
+        "steps_left_out": directory.facts("search").get("steps_left_out", 0),
+        "seconds": {phase: directory.facts(phase).get("seconds") for phase in ("finetune", "search", "retrain")},
+        "files": _files(directory.path),
+    }
+    write_json(directory.path / "summary.json", summary)
+    found = speed["dense"]
+    out = console()
+    out.print(removed_table(shares))
+    out.print(comparison(states))
+    out.print(f"latency of a batch of {found.batch_size} on {found.device}, median of {found.rounds}, side by side")
+    out.print(_file_table(_files(directory.path)))
+    return summary
+
+
+def _states(
+    directory: RunDirectory, cost: CostModel, plan: Plan, speed: Mapping[str, Speed]
+) -> list[tuple[str, dict[str, float]]]:
+    """Sizes, speed and metrics of the dense, the cut and the retrained model."""
+    kept = plan.kept()
+    states = []
+    for name, label in (("dense", "dense"), ("cut", "cut"), ("retrained", "retrained")):
+        facts: dict[str, float] = {
+            "params": cost.whole("params") if name == "dense" else cost.remaining(kept, "params"),
+            "flops": cost.whole("flops") if name == "dense" else cost.remaining(kept, "flops"),
+        }
+        if name != "cut":
+            measured = speed["dense" if name == "dense" else "compressed"]
+            facts |= {"latency_ms": measured.latency_ms, "samples_per_s": measured.throughput}
+        states.append((label, facts | (directory.evaluation(name) or {})))
+    return states
+
+
+def _files(path: Path) -> dict[str, str]:
+    names = {
+        "compressed model": "compressed",
+        "plan": "plan.json",
+        "summary": "summary.json",
+        "what is kept where": "allocation.png",
+        "the search over time": "search.png",
+        "configuration": "config.yaml",
+    }
+    return {what: str(path / name) for what, name in names.items()}
+
+
+def _file_table(files: Mapping[str, str]) -> Table:
+    table = Table("file", "where")
+    for what, where in files.items():
+        table.add_row(what, where)
+    return table
+
+
+def read_metrics(logs: Path) -> Sequence[Mapping[str, float]]:
+    """Rows of the metrics that Lightning's CSV logger wrote, in order; a resumed phase has several files.
+
+    Args:
+        logs: Directory that holds ``version_*/metrics.csv``.
+    """
+    files = sorted(logs.glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.rpartition("_")[2]))
+    rows: list[Mapping[str, float]] = []
+    for file in files:
+        with file.open(newline="") as handle:
+            found = [
+                {key: float(value) for key, value in row.items() if value not in ("", None)}
+                for row in csv.DictReader(handle)
+            ]
+        first = min((row["step"] for row in found), default=0.0)
+        rows = [*(row for row in rows if row["step"] < first), *found]
+    return rows

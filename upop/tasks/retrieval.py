@@ -1,0 +1,231 @@
+"""Image-text retrieval with a dual encoder: contrastive training, distillation, recalls.
+
+Source: UPop, Shi et al., ICML 2023, https://arxiv.org/abs/2301.13741, section 4 (retrieval); momentum encoders, queue
+and soft targets as in BLIP, https://arxiv.org/abs/2201.12086.
+
+Shapes: ``B`` pairs of a batch, ``L`` tokens, ``D`` feature size, ``Q`` places of the queue.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upop.families import image_features, text_features
+from upop.metrics import RetrievalRecall
+from upop.tasks.base import Task, frozen_copy, moving_average_
+from upop.tasks.contrast import contrastive, distil_features, distil_logits, positives, soft_contrastive
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, as OpenAI's CLIP clamps it
+
+
+class Retrieval(Task):
+    """Train and evaluate a dual encoder (CLIP, SigLIP, ViT + BERT) on image-text retrieval.
+
+    Args:
+        checkpoint: Dense model to start from: a Hugging Face directory or hub name.
+        from_scratch: Take only the architecture and the processor of ``checkpoint``, with random weights.
+        compile: Compile the towers with ``torch.compile``; the first steps take longer.
+        contrast: ``batch`` contrasts the pairs of the batch (over all ranks); ``queue`` adds momentum encoders, a
+        queue of
+            their features and soft targets, as the authors train.
+        queue_size: Pairs that the queue holds; a multiple of the global batch size.
+        momentum: Share of the momentum encoders that stays at each step, in [0, 1).
+        soft_targets: Weight of the momentum encoders' distribution in the target, in [0, 1]; it rises over the first
+        epoch.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        from_scratch: bool = False,
+        compile: bool = False,
+        contrast: Literal["batch", "queue"] = "batch",
+        queue_size: int = 57600,
+        momentum: float = 0.995,
+        soft_targets: float = 0.4,
+    ) -> None:
+        super().__init__(checkpoint, from_scratch, compile)
+        if contrast not in ("batch", "queue"):
+            raise ValueError(f"contrast is {contrast!r}; give 'batch' or 'queue'")
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum is {momentum!r}; it is the share that stays, in [0, 1)")
+        if not 0.0 <= soft_targets <= 1.0:
+            raise ValueError(f"soft_targets is {soft_targets!r}; it is a weight in [0, 1]")
+        if queue_size < 1:
+            raise ValueError(f"queue_size is {queue_size!r}; give the number of pairs that the queue holds, 1 or more")
+        self.contrast = contrast
+        self.queue_size = queue_size
+        self.momentum = momentum
+        self.soft_targets = soft_targets
+        self.momentum_model: Any = None
+        self._recall: list[RetrievalRecall] = []
+
+    def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
+        """Take a dual encoder, dense or cut, and its processor.
+
+        Raises:
+            ValueError: If ``model`` is no dual encoder with a logit scale.
+        """
+        if not all(hasattr(model, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
+            raise ValueError(
+                f"{type(model).__name__} is no dual encoder; retrieval takes "
+                f"CLIP, SigLIP or a VisionTextDualEncoderModel"
+            )
+        super().adopt(model, processor)
+        if self.contrast == "queue":
+            self.momentum_model = frozen_copy(model)
+            size = _feature_size(model)
+            for name in ("image_queue", "text_queue"):
+                self.register_buffer(name, F.normalize(torch.randn(self.queue_size, size), dim=1))
+            self.register_buffer("queue_index", torch.full((self.queue_size,), -1, dtype=torch.long))
+            self.register_buffer("queue_place", torch.zeros((), dtype=torch.long))
+
+    def towers(self) -> list[nn.Module]:
+        """Both towers."""
+        return [self.model.vision_model, self.model.text_model]
+
+    def pruned_modules(self) -> list[nn.Module]:
+        """The model and, with a queue, its momentum copy."""
+        return [self.model] if self.momentum_model is None else [self.model, self.momentum_model]
+
+    def carried(self) -> dict[str, Tensor]:
+        """The momentum encoders and the queue."""
+        if self.momentum_model is None:
+            return {}
+        state = {f"momentum_model.{name}": value for name, value in self.momentum_model.state_dict().items()}
+        return state | {
+            name: getattr(self, name) for name in ("image_queue", "text_queue", "queue_index", "queue_place")
+        }
+
+    def carry(self, state: dict[str, Tensor]) -> None:
+        """Take the momentum encoders and the queue of the phase before."""
+        if state and self.momentum_model is not None:
+            self.load_state_dict(state, strict=False)
+
+    def features(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Normalised features of both modalities in fp32, ``(B, D)`` each."""
+        images = image_features(model, batch["pixel_values"]).float()
+        texts = text_features(model, batch["input_ids"], batch["attention_mask"]).float()
+        return F.normalize(images, dim=1), F.normalize(texts, dim=1)
+
+    def scale(self, model: Any) -> Tensor:  # noqa: ANN401 (any dual encoder)
+        """Factor on the cosine similarities, at most 100."""
+        return model.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Contrastive loss of a batch, plus distillation where it is on."""
+        images, texts = self.features(self.model, batch)
+        scale = self.scale(self.model)
+        gathered = self._gather(images), self._gather(texts)
+        index = self._gather(batch["image_index"])
+        if self.contrast == "queue":
+            loss = self._queue_loss(images, texts, scale, batch)
+        else:
+            loss = contrastive(*gathered, scale, index)
+        if self.distillation.on:
+            loss = loss + self._distillation_loss(gathered, scale, batch)
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def _gather(self, value: Tensor) -> Tensor:
+        """Rows of all ranks, with gradients for this rank's own and the others'."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.all_gather(value, sync_grads=value.requires_grad).flatten(0, 1)
+
+    def _distillation_loss(self, student: tuple[Tensor, Tensor], scale: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        weights = self.distillation
+        with torch.no_grad():
+            images, texts = self.features(self.teacher, batch)
+            images, texts = self._gather(images), self._gather(texts)
+            target = self.scale(self.teacher) * images @ texts.t()
+        loss = scale.new_zeros(())
+        if weights.logits:
+            loss = loss + weights.logits * distil_logits(scale * student[0] @ student[1].t(), target)
+        if weights.features:
+            distance = 0.5 * (distil_features(student[0], images) + distil_features(student[1], texts))
+            loss = loss + weights.features * distance
+        self.log("loss/distillation", loss.detach())
+        return loss
+
+    def _queue_loss(self, images: Tensor, texts: Tensor, scale: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Soft-target contrast against the batch of all ranks and the queue (ALBEF, BLIP)."""
+        with torch.no_grad():
+            moving_average_(self.momentum_model, self.model, self.momentum)
+            image_m, text_m = self.features(self.momentum_model, batch)
+            index = self._gather(batch["image_index"])
+            gathered = self._gather(image_m), self._gather(text_m)
+            all_images = torch.cat([gathered[0], self.image_queue])
+            all_texts = torch.cat([gathered[1], self.text_queue])
+            target = positives(batch["image_index"], torch.cat([index, self.queue_index]))
+        softness = self.soft_targets * min(1.0, self.trainer.global_step / max(1, self.trainer.num_training_batches))
+        loss = 0.5 * (
+            soft_contrastive(images, all_texts, image_m, scale, target, softness)
+            + soft_contrastive(texts, all_images, text_m, scale, target, softness)
+        )
+        self._enqueue(*gathered, index)
+        return loss
+
+    @torch.no_grad()
+    def _enqueue(self, images: Tensor, texts: Tensor, index: Tensor) -> None:
+        """Replace the oldest pairs of the queue, round and round."""
+        count = min(len(index), self.queue_size)
+        places = (self.queue_place + torch.arange(count, device=index.device)) % self.queue_size
+        self.image_queue[places] = images[:count]
+        self.text_queue[places] = texts[:count]
+        self.queue_index[places] = index[:count]
+        self.queue_place.copy_((self.queue_place + count) % self.queue_size)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a new count of ranks."""
+        self._start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """Start a new count of ranks."""
+        self._start_evaluation()
+
+    def _start_evaluation(self) -> None:
+        folds = int(getattr(self.trainer.datamodule, "folds", 1))
+        self._recall = [RetrievalRecall(folds=folds).to(self.device)]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Encode a batch of images or of texts."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Encode a batch of images or of texts."""
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> None:
+        recall = self._recall[0]
+        if "pixel_values" in batch:
+            images = image_features(self.model, batch["pixel_values"]).float()
+            recall.update_images(F.normalize(images, dim=1), batch["index"])
+        else:
+            texts = text_features(self.model, batch["input_ids"], batch["attention_mask"]).float()
+            recall.update_texts(F.normalize(texts, dim=1), batch["index"], batch["image_index"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the recalls of the validation split, in percent."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the recalls of the test split, in percent."""
+        self._report("test")
+
+    def _report(self, split: str) -> None:
+        recalls = self._recall[0].compute()
+        self.log_dict({f"{split}/{name}": float(value) for name, value in recalls.items()}, sync_dist=False)
+        self._recall = []
+
+
+def _feature_size(model: Any) -> int:  # noqa: ANN401 (any dual encoder)
+    """Size of the shared feature space."""
+    projection = getattr(model, "text_projection", None)
+    if projection is not None:
+        return int(projection.weight.shape[0])
+    return int(model.config.text_config.projection_size)
