@@ -1,0 +1,127 @@
+"""Images are found where they are, counted where they are not, and never replaced by black ones."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upop.data.annotations import Record
+from upop.data.images import ImageFolder, Listing, check_cache, decoded_bytes, load_image, locate, verify
+
+
+def picture(path, size=(8, 6), mode="RGB", colour=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour if mode in "LP" else (colour,) * len(mode)).save(path)
+    return path
+
+
+def splits(*images):
+    return {"train": [Record(image, ("a",), image) for image in images], "val": [], "test": []}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    image = load_image(picture(tmp_path / "a.png", mode=mode))
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "half"])
+def test_a_broken_image_is_named(tmp_path, content):
+    if content == "half":
+        memory = io.BytesIO()
+        Image.effect_noise((64, 64), 60).save(memory, "JPEG")
+        content = memory.getvalue()[: len(memory.getvalue()) // 2]
+    (tmp_path / "b.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"image '.*b\.jpg' cannot be decoded: .*download it again"):
+        load_image(tmp_path / "b.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no image at '.*c\.jpg'"):
+        load_image(tmp_path / "c.jpg")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [40, 20])  # Pillow itself warns below twice the limit and raises above it
+def test_absurd_sizes_are_refused(tmp_path, monkeypatch, limit):
+    path = picture(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match=r"a\.png' (claims 8 x 6 pixels; more than 40 are refused|is refused)"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("a.jpg", "images/a.jpg"),
+        ("val2014/a.jpg", "images/val2014/a.jpg"),
+        ("val2014/a.jpg", "val2014/a.jpg"),
+        ("images/a.jpg", "a.jpg"),
+        ("val2014/a.jpg", "images/a.jpg"),
+    ],
+)
+def test_images_are_found_with_a_folder_more_or_less(tmp_path, written, there):
+    picture(tmp_path / there)
+    assert [record.image for record in locate(splits(written), tmp_path, ("", "images"))["train"]] == [there]
+
+
+def test_one_layout_is_taken_for_all_images(tmp_path):
+    for name in ("images/a.jpg", "images/b.jpg", "a.jpg", "b.jpg"):
+        picture(tmp_path / name)
+    assert [record.image for record in locate(splits("a.jpg", "b.jpg"), tmp_path, ("", "images"))["train"]] == [
+        "a.jpg",
+        "b.jpg",
+    ]
+
+
+def test_equal_names_in_different_folders_stay_apart(tmp_path):
+    for name in ("x/a.jpg", "y/a.jpg"):
+        picture(tmp_path / name)
+    assert [record.image for record in locate(splits("x/a.jpg", "y/a.jpg"), tmp_path, ("", "images"))["train"]] == [
+        "x/a.jpg",
+        "y/a.jpg",
+    ]
+
+
+def test_missing_images_are_counted_and_named(tmp_path):
+    picture(tmp_path / "images/a.jpg")
+    wanted = splits("a.jpg", *(f"{n}.jpg" for n in range(5)))
+    with pytest.raises(
+        FileNotFoundError, match=r"5 of 6 images are missing under .*\['images/0.jpg', 'images/1.jpg', 'images/2.jpg'\]"
+    ):
+        locate(wanted, tmp_path, ("", "images"))
+    with pytest.raises(FileNotFoundError, match="no image directory at"):
+        locate(wanted, tmp_path / "nowhere", ("",))
+
+
+def test_each_directory_is_listed_once(tmp_path, monkeypatch):
+    picture(tmp_path / "images/a.jpg")
+    listing, calls, scandir = Listing(tmp_path), [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: calls.append(path) or scandir(path))
+    assert "images/a.jpg" in listing
+    assert "images/b.jpg" not in listing
+    assert "nowhere/b.jpg" not in listing
+    assert len(calls) == 2
+
+
+def test_verify_names_what_is_broken(tmp_path):
+    paths = [picture(tmp_path / f"{n}.png").name for n in range(3)]
+    verify(paths, tmp_path)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"1 of 3 images are broken: image '.*1\.png' cannot be decoded"):
+        verify(paths, tmp_path)
+
+
+def test_the_cache_gives_the_same_pixels_without_the_file_and_has_a_limit(tmp_path, monkeypatch):
+    paths = [picture(tmp_path / f"{n}.png", colour=n).name for n in range(100)]
+    folder = ImageFolder(tmp_path)
+    read = np.asarray(folder.load("7.png"))
+    folder.keep(paths)
+    (tmp_path / "7.png").unlink()
+    assert (np.asarray(folder.load("7.png")) == read).all()
+    picture(tmp_path / "7.png")
+    assert decoded_bytes(paths, tmp_path) == 100 * 8 * 6 * 3
+    check_cache(paths, tmp_path)
+    monkeypatch.setattr("upop.data.images.CACHE_LIMIT", 100)
+    with pytest.raises(ValueError, match=r"cache_images would keep about 0\.0 GiB .*Set cache_images to false"):
+        check_cache(paths, tmp_path)

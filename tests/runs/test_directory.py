@@ -1,0 +1,61 @@
+"""Run directories: what they remember and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from upop.runs import RunDirectory
+
+CONFIG = {"search": {"removed": 0.5, "units": ["head_dim"]}, "data": {"init_args": {"num_workers": 2}}}
+
+
+def test_it_remembers_phases_and_evaluations(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "run", CONFIG)
+    assert not first.done("search")
+    assert first.evaluation("dense") is None
+    first.finish("search", {"seconds": 1.0})
+    first.note_evaluation("dense", {"mean": 19.45})
+    again = RunDirectory(tmp_path / "run", CONFIG)
+    assert again.done("search")
+    assert again.facts("search") == {"seconds": 1.0}
+    assert again.evaluation("dense") == {"mean": 19.45}
+    assert again.facts("retrain") == {}
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    RunDirectory(tmp_path, CONFIG)
+    with pytest.raises(
+        ValueError,
+        match=r"was started with another configuration \(search.removed: 0.5 -> "
+        r"0.75; search.seed: '\(not set\)' -> 3\); give",
+    ):
+        RunDirectory(tmp_path, {**CONFIG, "search": {"removed": 0.75, "units": ["head_dim"], "seed": 3}})
+
+
+def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+    RunDirectory(tmp_path, CONFIG)
+    RunDirectory(tmp_path, {**CONFIG, "data": {"init_args": {"num_workers": 8}}})
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="root may write anywhere but /proc")
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        PermissionError, match=r"run directory '.*file/run' is not writable: " ".*; choose another run_dir"
+    ):
+        RunDirectory(tmp_path / "file" / "run", CONFIG)
+
+
+def test_a_state_of_another_format(tmp_path: Path) -> None:
+    RunDirectory(tmp_path, CONFIG).finish("search", {})
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps(state | {"format": 99}))
+    with pytest.raises(ValueError, match="is of another format; this version reads format 1"):
+        RunDirectory(tmp_path, CONFIG)
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON.*delete the run directory to start again"):
+        RunDirectory(tmp_path, CONFIG)

@@ -1,0 +1,183 @@
+"""Find, check and load the images of a data set.
+
+All images are looked for by listing each directory once, not by asking the disk about each file, so that a hundred
+thousand of them are checked in a second. A picture that cannot be decoded is named; it never becomes a black one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from upop.data.annotations import Splits
+
+CACHE_LIMIT = 8 * 2**30
+"""Bytes that decoded images may take in memory."""
+_SAMPLED = 64
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode an image to RGB.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image with its header read; what goes wrong with it is said with its path."""
+    try:
+        with Image.open(path) as image:
+            _check_size(image, path)
+            yield image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image at {str(path)!r}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {str(path)!r} is refused: {error}") from error
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises on broken files
+        raise ValueError(
+            f"image {str(path)!r} cannot be decoded: {error}; download it again or drop its entry"
+        ) from error
+
+
+def _check_size(image: Image.Image, path: str | Path) -> None:
+    width, height = image.size
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"image {str(path)!r} claims {width} x {height} pixels; more than {Image.MAX_IMAGE_PIXELS} are refused. "
+            "Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+
+
+class Listing:
+    """Which files are under a root, one directory listing at a time and each only once."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._names: dict[str, frozenset[str]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        if folder not in self._names:
+            self._names[folder] = self._list(folder)
+        return name in self._names[folder]
+
+    def _list(self, folder: str) -> frozenset[str]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return frozenset(entry.name for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+
+
+def locate(splits: Splits, root: str | Path, folders: Sequence[str]) -> Splits:
+    """Find the folder that the images lie in, and return the records with paths that exist under ``root``.
+
+    Annotations name images with or without folders, and people keep them with or without a folder more. Each of the
+    ``folders`` is tried with the path as it stands and with the bare file name; the layout that finds most images is
+    taken for all of them, the first one where several find as many.
+
+    Args:
+        splits: Records, as the annotations name their images.
+        root: Directory to look in.
+        folders: Folders under ``root`` to try, in order; ``""`` is the root itself.
+
+    Raises:
+        FileNotFoundError: If the root is no directory, or an image is missing.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"no image directory at {str(root)!r}; images takes the directory that holds the images"
+        )
+    listing = Listing(root)
+    images = [record.image for records in splits.values() for record in records]
+    bare = [PurePosixPath(image).name for image in images]
+    spellings = [images] if bare == images or len(set(bare)) < len(bare) else [images, bare]
+    layouts = [[f"{folder}/{name}" if folder else name for name in names] for names in spellings for folder in folders]
+    best = max(layouts, key=lambda paths: sum(path in listing for path in paths))
+    missing = [path for path in best if path not in listing]
+    if missing:
+        tried = " and ".join(sorted({repr(folder) for folder in folders if folder}))
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(best)} images are missing under {str(Path(root))!r}, the first of them "
+            f"{missing[:3]}; also tried {tried} below it. Download them, or set images to the directory that holds them"
+        )
+    found = dict(zip(images, best, strict=True))
+    return {
+        split: [replace(record, image=found[record.image]) for record in records] for split, records in splits.items()
+    }
+
+
+def verify(paths: Iterable[str], root: str | Path) -> None:
+    """Decode every image once, with a progress bar.
+
+    Raises:
+        ValueError: If some cannot be decoded: how many, and the first ones with the reason.
+    """
+    broken = []
+    paths = list(paths)
+    for path in track(paths, description="decoding images"):
+        try:
+            load_image(Path(root) / path)
+        except (ValueError, FileNotFoundError) as error:
+            broken.append(str(error))
+    if broken:
+        raise ValueError(f"{len(broken)} of {len(paths)} images are broken: " + "; ".join(broken[:5]))
+
+
+def decoded_bytes(paths: Sequence[str], root: str | Path) -> int:
+    """About how many bytes the decoded images take, from the headers of an even sample of them."""
+    sampled = paths[:: max(1, len(paths) // _SAMPLED)]
+    sizes = []
+    for path in sampled:
+        with _opened(Path(root) / path) as image:
+            sizes.append(image.size[0] * image.size[1] * 3)
+    return sum(sizes) * len(paths) // len(sizes)
+
+
+def check_cache(paths: Sequence[str], root: str | Path) -> None:
+    """Refuse to keep more decoded images in memory than :data:`CACHE_LIMIT`.
+
+    Raises:
+        ValueError: If they take more.
+    """
+    needed = decoded_bytes(paths, root)
+    if needed > CACHE_LIMIT:
+        raise ValueError(
+            f"cache_images would keep about {needed / 2**30:.1f} GiB of decoded images in memory; at most "
+            f"{CACHE_LIMIT / 2**30:g} GiB are allowed. Set cache_images to false"
+        )
+
+
+class ImageFolder:
+    """Images under a root by their relative path, decoded at each call or kept in memory.
+
+    Args:
+        root: Directory that the paths are relative to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._kept: dict[str, np.ndarray] = {}
+
+    def keep(self, paths: Iterable[str]) -> None:
+        """Decode the images now and keep their bytes; call it before workers start, so that they share them."""
+        wanted = [path for path in paths if path not in self._kept]
+        for path in track(wanted, description="reading images", disable=not wanted):
+            self._kept[path] = np.asarray(load_image(self.root / path))
+
+    def load(self, path: str) -> Image.Image:
+        """One image as RGB."""
+        kept = self._kept.get(path)
+        return load_image(self.root / path) if kept is None else Image.fromarray(kept)
