@@ -6,6 +6,7 @@ The verbs and their help need nothing but the standard library; torch and Lightn
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ VERBS = {
 UNKNOWN_KEY = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)"
 )
+UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'")
+NOISE = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ")
 DESCRIPTION = "Compress vision-language transformers by structure: a checkpoint goes in, a smaller one comes out."
 
 
@@ -113,36 +116,34 @@ def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespac
 
 
 def _explain(parser: LightningArgumentParser, message: str) -> str:
-    """One line of a parser's message, with the closest valid key where a key is unknown."""
+    """One line of a parser's message, with the closest valid name where a key or class is unknown."""
     from upop.structure import closest
 
-    line = _one_line(message)
+    line = NOISE.sub("", _one_line(message))
+    line = re.split(r"\s+- Expected|\s+Given value", line)[0]
+    missing = UNKNOWN_CLASS.search(line)
+    if missing:
+        return line + closest(missing.group(1), _classes())
     found = UNKNOWN_KEY.search(line)
     if not found:
         return line
-    unknown = next(group for group in found.groups() if group)
-    keys = {action.dest for action in parser._actions} | _class_keys(parser)
-    leaves = {key.rpartition(".")[2]: key for key in keys}
-    hint = closest(unknown.rpartition(".")[2], [leaf for leaf in leaves if leaf != unknown])
-    line = re.split(r"\s+- Expected|\s+Given value", line)[0]
-    return f"{line}{hint}"
+    unknown = next(group for group in found.groups() if group).rpartition(".")[2]
+    keys = {action.dest.rpartition(".")[2] for action in parser._actions}
+    keys |= {key for made in _classes().values() for key in inspect.signature(made).parameters}
+    return line + closest(unknown, keys - {unknown})
 
 
-def _class_keys(parser: LightningArgumentParser) -> set[str]:
-    """Names of the arguments of the tasks and data modules that upop has."""
-    import inspect
-
+def _classes() -> dict[str, type]:
+    """The tasks and data modules that upop has, by name."""
     import upop.data
     import upop.tasks
 
-    classes = [getattr(module, name) for module in (upop.data, upop.tasks) for name in module.__all__]
-    return {key for found in classes if inspect.isclass(found) for key in inspect.signature(found).parameters}
+    found = {name: getattr(module, name) for module in (upop.data, upop.tasks) for name in module.__all__}
+    return {name: made for name, made in found.items() if inspect.isclass(made)}
 
 
 def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:
     """Instantiate a parsed recipe; reads no weights and no data."""
-    import inspect
-
     import yaml
 
     from upop.callbacks import ProgressiveSearch
@@ -198,19 +199,17 @@ def _inspect(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="upop inspect", description=VERBS["inspect"])
     parser.add_argument("model", help="recipe (YAML), model directory, hub name, or timm/NAME")
     parser.add_argument("--units", nargs="+", help="unit kinds: head, head_dim, neuron (default: head_dim neuron)")
-    parser.add_argument("--from-scratch", action="store_true", help="read only the config: random weights")
     parser.add_argument("--text-length", type=int, help="tokens of a text, for FLOPs (default: all positions)")
     options = parser.parse_args(arguments)
-    from upop.runs.inspection import inspect
+    from upop.runs.inspection import inspect as show
 
-    checkpoint, units, scratch = options.model, options.units, options.from_scratch
+    checkpoint, units = options.model, options.units
     if checkpoint.endswith((".yaml", ".yml")):
         recipe_parser = build_parser()
         config = parse(recipe_parser, ["--config", checkpoint])
         recipe = recipe_of(recipe_parser, config)
-        checkpoint, scratch = recipe.task.checkpoint, scratch or recipe.task.from_scratch
-        units = units or recipe.search.units
-    inspect(checkpoint, units or ("head_dim", "neuron"), scratch, options.text_length)
+        checkpoint, units = recipe.task.checkpoint, units or recipe.search.units
+    show(checkpoint, units or ("head_dim", "neuron"), options.text_length)
 
 
 def _one_line(error: object) -> str:

@@ -58,13 +58,14 @@ def measure(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor
     hooks = [model.get_submodule(name).register_forward_pre_hook(note(stream)) for stream, name in streams.items()]  # type: ignore[arg-type]
     named = [*model.named_parameters(), *model.named_buffers()]
     meta = {name: tensor.detach().to("meta") for name, tensor in named}
-    training = model.training
+    training = [module for module in model.modules() if module.training]  # a frozen tower may be in evaluation mode
     model.eval()
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             functional_call(model, meta, kwargs={name: value.to("meta") for name, value in inputs.items()})
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         for hook in hooks:
             hook.remove()
     return Measured(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops(), tokens)

@@ -31,10 +31,13 @@ class Mask:
         self.value = torch.ones(site.units, device=device, requires_grad=True)
 
     def to(self, device: torch.device) -> Tensor:
-        """The mask on ``device``; it moves there for good when the model has moved."""
-        if self.value.device != device:
-            self.value = self.value.detach().to(device).requires_grad_()
-        return self.value
+        """The mask on ``device``; it moves there for good when the model has moved, but not for a dry run on meta."""
+        if self.value.device == device:
+            return self.value
+        moved = self.value.detach().to(device).requires_grad_()
+        if device.type != "meta":
+            self.value = moved
+        return moved
 
 
 class RowMask(nn.Module):
@@ -71,7 +74,8 @@ class Masks:
         sites: Sites to mask, as the families list them.
 
     Raises:
-        ValueError: If no site is given or masks are attached already.
+        ValueError: If no site is given, or if a layer has masks or another parametrisation already, or is not of the
+            size that its site says.
         TypeError: If a site names a layer that cannot be masked.
     """
 
@@ -145,6 +149,10 @@ def _producers(model: nn.Module, sites: Sequence[Site]) -> list[tuple[nn.Linear,
             raise TypeError(f"cannot mask {name}: it is a {type(layer).__name__}, a torch.nn.Linear can be masked")
         if has_masks(layer):
             raise ValueError(f"{name} has masks already; detach them first")
+        if parametrize.is_parametrized(layer):
+            raise ValueError(
+                f"{name} is parametrised (weight norm, ...), which detaching masks would undo; remove that"
+            )
         if layer.out_features != cuts[0][1].layer.out_features:
             raise ValueError(
                 f"{name} has {layer.out_features} rows, its site says {cuts[0][1].layer.out_features}; "

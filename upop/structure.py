@@ -289,7 +289,7 @@ class Plan:
             raise FileNotFoundError(f"no plan at {str(path)!r}; `upop search` writes one")
         try:
             return cls.from_dict(json.loads(path.read_text()))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"{str(path)!r} is not a plan that this version reads: {error}") from error
 
     @classmethod
@@ -297,11 +297,16 @@ class Plan:
         """The plan that :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: If it is of another format version, or its units are not lists of whole numbers.
+            ValueError: If it is of another format version, lacks a part, or its units are not lists of whole numbers.
         """
         if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"plan format {found!r}; this version reads format {PLAN_FORMAT}")
+        missing = [key for key in ("model", "facts", "units", "keep") if key not in data]
+        if missing:
+            raise ValueError(f"plan lacks {missing}; was it written by `upop search`?")
+        if not all(isinstance(data[key], dict) for key in ("facts", "units", "keep")):
+            raise ValueError("'facts', 'units' and 'keep' of a plan are mappings")
         for name, units in data["keep"].items():
             if not isinstance(units, list) or any(type(unit) is not int for unit in units):
                 raise ValueError(f"units kept at site {name!r} are not a list of whole numbers")

@@ -40,9 +40,10 @@ def shrink_(model: nn.Module, sites: Sequence[Site], plan: Plan) -> None:
         TypeError: If a cut points at a layer that cannot be sliced.
     """
     plan.check(sites)
-    slices = _slices(sites, plan)
-    layers = [(_checked(model, layer), side, keep) for layer, side, keep in slices]
-    for site in sites:
+    layers = [(_linear(model, layer.name), side, keep) for layer, side, keep in _slices(sites, plan)]
+    for site in sites:  # those that stay whole too: their sizes are written as well
+        for cut in site.cuts:
+            _check(model, cut.layer)
         for size in site.sizes:
             getattr(model.get_submodule(size.module), size.attribute)
 
@@ -72,8 +73,8 @@ def _slices(sites: Sequence[Site], plan: Plan) -> list[tuple[Layer, Side, Tensor
     return [(layers[key], key[1], mask.nonzero().flatten()) for key, mask in alive.items()]
 
 
-def _checked(model: nn.Module, layer: Layer) -> nn.Linear:
-    """The layer to slice, if it is what its site says."""
+def _check(model: nn.Module, layer: Layer) -> None:
+    """Refuse a layer that is not what its site says."""
     linear = _linear(model, layer.name)
     if parametrize.is_parametrized(linear):
         raise ValueError(f"{layer.name} is parametrised (masks, weight norm, ...); detach that before the cut")
@@ -82,7 +83,6 @@ def _checked(model: nn.Module, layer: Layer) -> nn.Linear:
             f"{layer.name} has {linear.in_features} inputs and {linear.out_features} outputs, its site says "
             f"{layer.in_features} and {layer.out_features}; was the model cut already?"
         )
-    return linear
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

@@ -32,8 +32,7 @@ class ProgressiveSearch(Callback):
         units: Kinds of units to remove: ``head``, ``head_dim`` (the paper's: one position in all heads of a layer),
             ``neuron``; several may be searched together.
         policy: What a unit is worth: ``unified`` (the paper's: accumulated signed mask gradients), ``taylor``,
-        ``magnitude``
-            or ``random``.
+            ``magnitude`` or ``random``.
         schedule: How the removed fraction rises over the steps: ``sine`` (the paper's), ``cubic`` or ``one_shot``.
         interval: Optimizer steps between two mask updates. The authors advise as many as remove about 1 %.
         allocation: ``unified`` ranks all units in one list; ``per_modality`` gives each tower its own fraction;
@@ -145,9 +144,10 @@ class ProgressiveSearch(Callback):
         masks.clear()
         if not bool(torch.isfinite(flat).all()):
             self.left_out += 1
-            rank_zero_warn(
-                f"mask gradients are not finite at step {trainer.global_step}: left out ({self.left_out} so far)"
-            )
+            for parameter in pl_module.parameters():
+                parameter.grad = None  # or the optimizer would carry the fault into the weights
+            at = f"step {trainer.global_step} ({self.left_out} so far)"
+            rank_zero_warn(f"mask gradients are not finite: left out {at}, weights unchanged")
             return
         parts = flat.split([gradient.numel() for gradient in gradients.values()])
         self._policy.collect(dict(zip(gradients, parts, strict=True)), masks.values())

@@ -18,10 +18,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
+from torch.nn.utils import parametrize
 
 from upop import __version__
-from upop.families import find_sites, load_dense
-from upop.families.models import build_dense, describe
+from upop.families import build_dense, describe, find_sites, load_dense
 from upop.files import write_json
 from upop.structure import Kind, Plan
 from upop.surgery import shrink_
@@ -29,6 +29,7 @@ from upop.surgery import shrink_
 COMPRESSION = "compression.json"
 COMPRESSION_FORMAT = 1
 WEIGHTS = "model.safetensors"
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 def save(
@@ -51,7 +52,12 @@ def save(
 
     Returns:
         The directory.
+
+    Raises:
+        ValueError: If masks are attached.
     """
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise ValueError("the model has masks (or another parametrisation) attached; detach them before saving")
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -83,7 +89,12 @@ def _replace(temporary: Path, directory: Path) -> None:
     if directory.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
         os.rename(directory, old / directory.name)
-        os.rename(temporary, directory)
+        try:
+            os.rename(temporary, directory)
+        except BaseException:
+            os.rename(old / directory.name, directory)
+            old.rmdir()
+            raise
         shutil.rmtree(old)
     else:
         os.rename(temporary, directory)
@@ -105,14 +116,21 @@ def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module,
         ValueError: If the plan, the weights and the config do not belong together, or the format is another one.
     """
     path = Path(checkpoint)
-    if not (path / COMPRESSION).is_file():
+    found = plan_of(path)
+    if found is None and not _is_timm(path):
         return load_dense(str(checkpoint), from_scratch)
-    content = _compression(path)
-    plan = Plan.from_dict(content["plan"])
     model = build_dense(str(path))
-    shrink_(model, find_sites(model, content["kinds"]), plan)
+    if found is not None:
+        plan, kinds = found
+        shrink_(model, find_sites(model, kinds), plan)
     _fill(model, path / WEIGHTS)
     return model.eval(), _processor(path)
+
+
+def _is_timm(path: Path) -> bool:
+    """Whether a directory holds a timm model, which transformers cannot load."""
+    config = path / "config.json"
+    return config.is_file() and '"architecture"' in config.read_text()
 
 
 def plan_of(directory: str | Path) -> tuple[Plan, list[Kind]] | None:
@@ -134,6 +152,9 @@ def _compression(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(path / COMPRESSION)!r} has format {found!r}; this version reads format {COMPRESSION_FORMAT}"
         )
+    missing = [key for key in ("plan", "kinds") if key not in content]
+    if missing:
+        raise ValueError(f"{str(path / COMPRESSION)!r} lacks {missing}; is it complete?")
     return dict(content)
 
 
@@ -154,11 +175,12 @@ def _fill(model: nn.Module, weights: Path) -> None:
             f"{tuple(own[name].shape)}; do {COMPRESSION} and the weights belong together?"
         )
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    filled = {id(tensor) for name, tensor in model.named_parameters(remove_duplicate=False) if name in tensors}
     tie: Any = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
-    shared = {id(tensor) for name, tensor in model.named_parameters() if name in tensors}
-    lost = [name for name in missing if id(model.get_parameter(name)) not in shared]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    lost = [name for name in missing if id(parameters.get(name)) not in filled]
     if lost or unexpected:
         raise ValueError(
             f"{str(weights)!r} lacks weights {lost[:3]} and has unexpected ones {unexpected[:3]}; is it complete, and "
@@ -167,7 +189,7 @@ def _fill(model: nn.Module, weights: Path) -> None:
 
 
 def _processor(path: Path) -> Any:  # noqa: ANN401 (any Hugging Face processor)
-    if not any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+    if not any((path / name).is_file() for name in PROCESSORS):
         return None
     from transformers import AutoProcessor
 

@@ -11,10 +11,19 @@ from collections.abc import Iterable
 from torch import nn
 
 from upop.families.base import Block, Family
-from upop.families.models import example_inputs, image_features, load_dense, text_features
+from upop.families.models import build_dense, describe, example_inputs, image_features, load_dense, text_features
 from upop.structure import KINDS, Kind, Site, closest
 
-__all__ = ["example_inputs", "families", "find_sites", "image_features", "load_dense", "text_features"]
+__all__ = [
+    "build_dense",
+    "describe",
+    "example_inputs",
+    "families",
+    "find_sites",
+    "image_features",
+    "load_dense",
+    "text_features",
+]
 
 
 def families() -> list[Family]:

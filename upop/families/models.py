@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from upop.structure import closest
@@ -43,7 +44,7 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
         model, info = AutoModel.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(
             f"no weights at {checkpoint!r}: {_first_line(error)}; for random ones set from_scratch"
         ) from error
@@ -51,23 +52,32 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
     return model.eval(), processor
 
 
-def build_dense(directory: str) -> nn.Module:
-    """Build the architecture that ``directory/config.json`` describes, its weights not initialised.
+def build_dense(checkpoint: str) -> nn.Module:
+    """Build the dense architecture of a checkpoint, its weights not initialised: what can be cut needs no weights.
 
     Args:
-        directory: Directory that holds the config of a Hugging Face model, or one that :func:`describe` wrote.
+        checkpoint: Directory with a config.json (of a Hugging Face model, or one that :func:`describe` wrote), hub
+            name, or ``timm/NAME``.
+
+    Raises:
+        FileNotFoundError: If a path was given and there is nothing there, or no config.json in it.
+        ValueError: If timm has no such model.
     """
-    config = json.loads((Path(directory) / "config.json").read_text())
+    if checkpoint.startswith("timm/"):
+        return _load_timm(checkpoint.removeprefix("timm/"), pretrained=False)
+    _check_path(checkpoint)
+    file = Path(checkpoint) / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
     if "architecture" in config:
         return _create_timm(config["architecture"], False, **config.get("model_args", {}))
     import transformers
     from transformers.initialization import no_init_weights
 
-    loaded = transformers.AutoConfig.from_pretrained(directory)
+    loaded = transformers.AutoConfig.from_pretrained(checkpoint)
     built = getattr(transformers, (loaded.architectures or [""])[0], None)
     with no_init_weights():
         model: nn.Module = built(loaded) if built is not None else transformers.AutoModel.from_config(loaded)
-    return model
+    return model.eval()
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -78,7 +88,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """
     config: Any = getattr(model, "config", None)
     if config is not None and hasattr(config, "to_json_string"):
-        return dict(json.loads(config.to_json_string(use_diff=False))) | {"architectures": [type(model).__name__]}
+        found = json.loads(config.to_json_string(use_diff=False), object_hook=_without_path)
+        return dict(found) | {"architectures": [type(model).__name__]}
     facts: Any = getattr(model, "pretrained_cfg", None) or {}
     if not facts.get("architecture"):
         raise ValueError(
@@ -87,6 +98,11 @@ def describe(model: nn.Module) -> dict[str, Any]:
     patches: Any = model.get_submodule("patch_embed")
     arguments = {"num_classes": getattr(model, "num_classes", 0), "img_size": list(patches.img_size)}
     return {"architecture": facts["architecture"], "model_args": arguments}
+
+
+def _without_path(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without the place that it was loaded from, which is nobody else's business."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
 def _load_timm(name: str, pretrained: bool) -> nn.Module:

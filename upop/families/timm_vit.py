@@ -11,13 +11,17 @@ from upop.structure import Site
 
 ATTENTION = AttentionNames("attn", ("attn.qkv",), "attn.proj", width="attn_dim", fold=True)
 MODULES = {"attn": "Attention", "mlp": "Mlp"}
+PACKAGES = ("timm.layers.", "timm.models.vision_transformer.")  # BEiT, SAM, PVT, ... name theirs the same
 
 
 def _block(block: Block) -> list[Site]:
     for name, expected in MODULES.items():
-        found = type(getattr(block.module, name)).__name__
-        if found != expected:
-            raise ValueError(f"{block.path}.{name} is timm's {found}, which cannot be cut; supported: {expected}")
+        kind = type(getattr(block.module, name, None))
+        found = f"{kind.__module__}.{kind.__name__}"
+        if not (found.startswith(PACKAGES) and kind.__name__ == expected):
+            raise ValueError(
+                f"{block.path}.{name} is a {found}, which cannot be cut; supported: timm.layers.{expected}"
+            )
     if getattr(block.module.attn, "gate", None) is not None:
         raise ValueError(f"{block.path}.attn is gated, which cannot be cut; supported: timm's Attention without a gate")
     refuse_norms(block, ["attn.q_norm", "attn.k_norm"], ["head_dim"], "head size")

@@ -23,6 +23,15 @@ SIZES: dict[str, str] = {
     "samples_per_s": "samples/s",
 }
 
+METRICS: dict[str, str] = {
+    **{f"i2t_r{k}": f"image to text R@{k}" for k in (1, 5, 10)},
+    **{f"t2i_r{k}": f"text to image R@{k}" for k in (1, 5, 10)},
+    "i2t_mean": "image to text, mean",
+    "t2i_mean": "text to image, mean",
+    "r1_mean": "R@1, mean of both ways",
+    "mean": "mean of the recalls",
+}
+
 
 @dataclass(frozen=True)
 class SitesRow:
@@ -83,7 +92,7 @@ def comparison(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
         cells = [_fact(key, facts.get(key)) for _, facts in rows]
         if len(rows) > 1:
             cells.append(_percent(rows[-1][1].get(key), rows[0][1].get(key)))
-        table.add_row(SIZES.get(key, key), *cells)
+        table.add_row((SIZES | METRICS).get(key, key), *cells)
     return table
 
 

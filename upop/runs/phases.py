@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -195,15 +196,20 @@ def _train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, call
     rank_zero_info(f"{phase}: {settings.epochs} epochs")
     seed_everything(recipe.seed, workers=True, verbose=False)
     folder = directory.phase(phase)
-    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1)
-    trainer = _trainer(recipe, [checkpoints, *callbacks], folder, max_epochs=settings.epochs)
     last = folder / "checkpoints" / "last.ckpt"
+    trainer = _trainer(recipe, [*_checkpoints(last), *callbacks], folder, max_epochs=settings.epochs)
     if last.is_file():
         rank_zero_info(f"{phase}: going on from {last}")
     resume = str(last) if last.is_file() else None
     trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=resume is not None)
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _checkpoints(last: Path) -> list[Callback]:
+    """One file to go on from, rewritten after each epoch and every ten minutes within one."""
+    clocks: list[dict[str, Any]] = [{"every_n_epochs": 1}, {"train_time_interval": timedelta(minutes=10)}]
+    return [ModelCheckpoint(last.parent, last.stem, enable_version_counter=False, **clock) for clock in clocks]
 
 
 def _trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401

@@ -30,12 +30,11 @@ class Retrieval(Task):
         from_scratch: Take only the architecture and the processor of ``checkpoint``, with random weights.
         compile: Compile the towers with ``torch.compile``; the first steps take longer.
         contrast: ``batch`` contrasts the pairs of the batch (over all ranks); ``queue`` adds momentum encoders, a
-        queue of
-            their features and soft targets, as the authors train.
+            queue of their features and soft targets, as the authors train.
         queue_size: Pairs that the queue holds; a multiple of the global batch size.
         momentum: Share of the momentum encoders that stays at each step, in [0, 1).
         soft_targets: Weight of the momentum encoders' distribution in the target, in [0, 1]; it rises over the first
-        epoch.
+            epoch.
     """
 
     def __init__(
@@ -103,7 +102,9 @@ class Retrieval(Task):
 
     def carry(self, state: dict[str, Tensor]) -> None:
         """Take the momentum encoders and the queue of the phase before."""
-        if state and self.momentum_model is not None:
+        if self.momentum_model is None:
+            super().carry(state)
+        elif state:
             self.load_state_dict(state, strict=False)
 
     def features(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,152 @@
+"""The command line: verbs, messages in one line with exit code 2, and a help that needs no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.recipes import write
+from upop.cli import main
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail, and return its one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("upop: error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("upop: error: ")
+
+
+def test_help_names_every_verb_in_under_two_seconds() -> None:
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-m", "upop.cli", "--help"], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    for verb in ("fit", "finetune", "search", "retrain", "test", "inspect"):
+        assert f"  {verb} " in result.stdout
+    assert (
+        "torch"
+        not in subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "upop.cli", "--help"], capture_output=True, text=True, check=True
+        ).stderr
+    )
+    assert seconds < 2.0
+
+
+@pytest.mark.parametrize("verb", ["fit", "finetune", "search", "retrain", "test"])
+def test_help_of_a_verb_explains_the_keys(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--search.interval" in out
+    assert "Optimizer steps between two mask updates" in out
+    assert "--retrain.epochs" in out
+
+
+def test_fit_test_and_inspect(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write(config, tmp_path / "config.yaml"))
+    main(["fit", "--config", path])
+    assert "compressed model" in capsys.readouterr().out
+    main(["test", "--config", path])
+    assert "image to text R@1" in capsys.readouterr().out
+    main(["test", "--config", path, "--checkpoint", config["model"]["init_args"]["checkpoint"]])
+    assert "text to image R@10" in capsys.readouterr().out
+    main(["inspect", path])
+    assert "0.5 removed" in capsys.readouterr().out
+    main(["inspect", str(Path(config["run_dir"]) / "compressed")])
+    assert "compressed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"search": {"remved": 0.5}}, "Group 'search' does not accept option 'remved'; did you mean 'removed'?"),
+        ({"rundir": "x"}, "Option 'rundir' is not accepted; did you mean 'run_dir'?"),
+        (
+            {"search": {"removed": 1.3}},
+            "search.removed is 1.3; it is the fraction to remove, between 0 and 1 (exclusive)",
+        ),
+        ({"retrain": {"epochs": -1}}, "epochs is -1; give 0 or more"),
+        ({"retrain": {"epochs": "many"}}, "Parser key \"retrain.epochs\": Expected a <class 'int'>. Got value: many"),
+        ({"distill": {"logit": 1.0}}, "Group 'distill' does not accept option 'logit'; did you mean 'logits'?"),
+        ({"search": {"policy": "unfied"}}, "did you mean 'unified'?"),
+        ({"search": {"floor": {"audio": 0.1}}}, "audio"),
+        ({"search": {"multiple_of": {"neuron": 4096}}}, "4096"),
+        ({"search": {"ceiling": {"vision": 0.1, "text": 0.1}}}, "ceiling"),
+    ],
+)
+def test_a_wrong_key_or_value_in_the_recipe(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    for key, value in change.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+    assert message in fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+
+
+def test_a_wrong_key_of_the_task_or_the_data(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["data"]["init_args"]["batchsize"] = 3
+    line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+    assert line.endswith("'upop.data.ShapesRetrieval': Option 'batchsize' is not accepted; did you mean 'batch_size'?")
+
+
+def test_a_wrong_class(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config["model"]["class_path"] = "upop.tasks.Retrival"
+    line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+    assert line.endswith("module 'upop.tasks' has no attribute 'Retrival'; did you mean 'Retrieval'?")
+
+
+def test_files_that_are_missing(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "File does not exist" in fails(capsys, "fit", "--config", str(tmp_path / "none.yaml"))
+    assert "no checkpoint directory at '/nowhere/at/all'" in fails(capsys, "inspect", "/nowhere/at/all")
+    config["model"]["init_args"]["checkpoint"] = "/nowhere/at/all"
+    line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+    assert "no checkpoint directory at '/nowhere/at/all'" in line
+
+
+def test_another_configuration_on_a_run_directory(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write(config, tmp_path / "config.yaml"))
+    main(["search", "--config", path])
+    line = fails(capsys, "fit", "--config", path, "--search.removed=0.75")
+    assert "was started with another configuration (search.removed: 0.5 -> 0.75)" in line
+
+
+def test_debug_shows_the_traceback(config: dict[str, Any], tmp_path: Path) -> None:
+    config["search"]["removed"] = 2
+    with pytest.raises(ValueError, match="search.removed is 2"):
+        main(["fit", "--debug", "--config", str(write(config, tmp_path / "config.yaml"))])
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "invalid choice: 'fti'" in fails(capsys, "fti")
+
+
+def test_an_interrupt_says_how_to_go_on(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("upop.runs.fit", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(write(config, tmp_path / "config.yaml"))])
+    assert stop.value.code == 130
+    assert "run the same command again to go on where it stood" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("upop")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, env=os.environ, check=True)
+    assert result.stdout.startswith("upop ")
