@@ -16,10 +16,10 @@ from transformers import (
     DeiTModel,
     SiglipConfig,
     SiglipModel,
-    ViTConfig,
-    ViTModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
+    ViTConfig,
+    ViTModel,
 )
 
 VISION = {
@@ -102,10 +102,11 @@ def build(name: str, seed: int = 0) -> nn.Module:
 def inputs(model: nn.Module, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs that ``model`` takes."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, 3, 16, 16, generator=generator)
+    kind = type(model).__name__
+    size = model.patch_embed.img_size if kind == "VisionTransformer" else (16, 16)
+    images = torch.randn(batch, 3, *size, generator=generator)
     ids = torch.randint(2, 50, (batch, 12), generator=generator)
     ids[:, -1] = 1
-    kind = type(model).__name__
     if kind == "VisionTransformer":
         return {"x": images}
     if kind in ("ViTModel", "DeiTModel"):
@@ -118,7 +119,17 @@ def inputs(model: nn.Module, batch: int = 3, seed: int = 0) -> dict[str, Tensor]
 @torch.no_grad()
 def outputs(model: nn.Module, seed: int = 0) -> Tensor:
     """Everything that ``model`` computes from :func:`inputs`, in one vector."""
-    result = model(**inputs(model, seed=seed))
+    return compute(model, seed)
+
+
+def compute(model: nn.Module, seed: int = 0) -> Tensor:
+    """As :func:`outputs`, with gradients, in the precision of ``model``."""
+    dtype = next(model.parameters()).dtype
+    given = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in inputs(model, seed=seed).items()
+    }
+    result = model(**given)
     if isinstance(result, Tensor):
         return result.flatten()
     names = ("logits_per_image", "image_embeds", "text_embeds", "last_hidden_state", "pooler_output")

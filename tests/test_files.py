@@ -1,0 +1,95 @@
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from upop.files import write_atomic, write_json, write_text
+
+
+class Power(BaseException):
+    """Goes off in the middle."""
+
+
+@pytest.mark.parametrize("error", [Power, KeyboardInterrupt, OSError])
+def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "facts.json"
+    write_text(path, "old")
+
+    def half(temporary: Path):
+        temporary.write_text("ne")
+        assert path.read_text() == "old"
+        raise error
+
+    with pytest.raises(error):
+        write_atomic(path, half)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["facts.json"]
+
+
+def test_a_crash_on_a_new_file_leaves_none(tmp_path):
+    with pytest.raises(TypeError):
+        write_atomic(tmp_path / "new.txt", lambda temporary: temporary.write_text(None))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_crash_between_writing_and_renaming(tmp_path, monkeypatch):
+    path = tmp_path / "facts.json"
+    write_text(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Power))
+    with pytest.raises(Power):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["facts.json"]
+
+
+def test_the_writer_gets_a_name_beside_with_the_same_suffix(tmp_path):
+    names = []
+
+    def note(temporary):
+        names.append(temporary)
+        temporary.write_text("x")
+
+    write_atomic(tmp_path / "a" / "b" / "plot.png", note)
+    assert names[0].parent == tmp_path / "a" / "b"
+    assert names[0].suffix == ".png"
+    assert os.listdir(tmp_path / "a" / "b") == ["plot.png"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_honour_the_umask(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        write_text(tmp_path / "new.txt", "x")
+        again = os.umask(umask)
+    finally:
+        os.umask(old)
+    assert again == umask
+    assert stat.S_IMODE((tmp_path / "new.txt").stat().st_mode) == 0o666 & ~umask
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+    write_text(tmp_path / "x.txt", "x")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_json_is_indented_and_wide_keys_have_one_entry_a_line(tmp_path):
+    data = {"format": 1, "nested": {"a": [1, 2]}, "keep": {"one": [0, 1, 2], 'wi"th': []}, "none": {}}
+    write_json(tmp_path / "x.json", data, wide=("keep", "none", "absent"))
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == data
+    assert '    "one": [0, 1, 2],\n    "wi\\"th": []\n  }' in text
+    assert '  "nested": {\n    "a": [\n      1,\n      2\n    ]\n  },' in text
+    assert text.endswith("}\n")
+    write_json(tmp_path / "x.json", data)
+    assert json.loads((tmp_path / "x.json").read_text()) == data
+
+
+def test_empty_json(tmp_path):
+    write_json(tmp_path / "x.json", {})
+    assert json.loads((tmp_path / "x.json").read_text()) == {}
