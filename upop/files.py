@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     os.close(handle)
     try:
         write(Path(name))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        os.chmod(name, 0o666 & ~umask())
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -46,21 +44,33 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
-def write_json(path: str | Path, data: dict[str, Any], wide: Iterable[str] = ()) -> None:
-    """Write ``data`` as indented JSON, atomically.
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` as JSON that a person can read and diff, atomically: a list of plain values stays on one line."""
+    write_text(path, _json(data) + "\n")
 
-    Args:
-        path: File to write.
-        data: What to write.
-        wide: Top-level keys whose value is a mapping of long lists: one entry a line, so that a diff names the entry.
-    """
-    wide = set(wide)
-    parts = []
-    for key, value in data.items():
-        if key in wide:
-            rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
-            text = "{\n" + rows + "\n  }"
-        else:
-            text = json.dumps(value, indent=2).replace("\n", "\n  ")
-        parts.append(f"  {json.dumps(key)}: {text}")
-    write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+def _json(value: Any, indent: str = "") -> str:  # noqa: ANN401 (anything that JSON can hold)
+    inner = indent + "  "
+    if isinstance(value, Mapping) and value:
+        rows = [f"{inner}{json.dumps(key)}: {_json(entry, inner)}" for key, entry in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if isinstance(value, (list, tuple)) and any(isinstance(entry, (Mapping, list, tuple)) for entry in value):
+        return "[\n" + ",\n".join(inner + _json(entry, inner) for entry in value) + f"\n{indent}]"
+    return json.dumps(value)
+
+
+def sync(directory: Path) -> None:
+    """Force the files of ``directory``, one level deep, to the disk."""
+    for path in [*directory.iterdir(), directory]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def umask() -> int:
+    """The permissions that new files do without."""
+    found = os.umask(0)
+    os.umask(found)
+    return found

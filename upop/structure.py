@@ -264,7 +264,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, one site a line, atomically."""
-        write_json(path, self.to_dict(), wide=("keep",))
+        write_json(path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as what its JSON file holds."""

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from upop import __version__
 from upop.families import build_dense, describe, find_sites, load_dense
-from upop.files import write_json
+from upop.files import sync, umask, write_json
 from upop.structure import Kind, Plan
 from upop.surgery import shrink_
 
@@ -75,8 +75,8 @@ def save(
                 "plan": plan.to_dict(),
             }
             write_json(temporary / COMPRESSION, content)
-            plan.save(temporary / "plan.json")
-        os.chmod(temporary, 0o755)
+        os.chmod(temporary, 0o777 & ~umask())
+        sync(temporary)
         _replace(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,6 +119,10 @@ def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module,
     found = plan_of(path)
     if found is None and not _is_timm(path):
         return load_dense(str(checkpoint), from_scratch)
+    if from_scratch:
+        raise ValueError(
+            f"{str(checkpoint)!r} is compressed; from_scratch takes the architecture of a dense checkpoint"
+        )
     model = build_dense(str(path))
     if found is not None:
         plan, kinds = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -96,6 +97,6 @@ def _timed(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device) 
 
 def _speed(times: list[float], batch_size: int, device: torch.device) -> Speed:
     median = statistics.median(times)
-    p90 = sorted(times)[int(0.9 * (len(times) - 1))]
+    p90 = sorted(times)[math.ceil(0.9 * (len(times) - 1))]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return Speed(1000 * median, 1000 * p90, batch_size / median, batch_size, len(times), name)
