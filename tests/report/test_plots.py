@@ -157,3 +157,9 @@ def test_search_figure_refuses(rows):
     with pytest.raises(ValueError, match=r"no row has 'step' and a 'removed/...' to draw") as caught:
         search_figure(rows)
     assert str(caught.value).endswith(f"the {len(rows)} rows have the keys {keys!r}")
+
+
+def test_what_is_split_by_kind_is_not_drawn():
+    rows = [{"step": 1.0, "removed/params": 0.1, "removed/params/vision/neuron": 0.9}]
+    lines = [line.get_label() for line in search_figure(rows).axes[0].lines]
+    assert not any("neuron" in str(label) for label in lines)

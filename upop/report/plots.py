@@ -108,13 +108,14 @@ def search_figure(rows: Sequence[Mapping[str, float]], target: float | None = No
     Args:
         rows: What was logged: ``step`` (optimizer steps) with any of ``removed/params``, ``removed/flops``,
             ``removed/latency``, the same with ``/vision``, ``/text`` or ``/fusion`` behind (fractions removed, 0 to 1),
-            and ``loss``. A row need not have every key; NaN is left out.
+            and ``loss``. A row need not have every key; NaN and what is split further (by kind) are left out.
         target: Fraction to be removed in the end, drawn as a line.
 
     Raises:
         ValueError: If no row has both ``step`` and a key that starts with ``removed/``.
     """
-    keys = sorted({key for row in rows for key in row if key.startswith("removed/")}, key=_line_order)
+    found = {key for row in rows for key in row if key.startswith("removed/") and key.count("/") <= 2}
+    keys = sorted(found, key=_line_order)
     curves = {key: points for key in keys if len(points := _points(rows, key))}
     if not curves:
         keys = sorted({key for row in rows for key in row})
