@@ -168,6 +168,8 @@ def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:
 def _fit(arguments: list[str], verb: str) -> None:
     parser = build_parser(verb)
     config = parse(parser, arguments)
+    from lightning.pytorch.utilities import rank_zero_only
+
     from upop.runs import RunDirectory, fit
     from upop.runs.summary import summarise
 
@@ -175,7 +177,7 @@ def _fit(arguments: list[str], verb: str) -> None:
     directory = RunDirectory(config.run_dir, recipe.config)
     fit(recipe, directory, None if verb == "fit" else verb)
     if directory.done("retrain"):
-        summarise(recipe, directory)
+        rank_zero_only(summarise)(recipe, directory)
 
 
 def _test(arguments: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -51,11 +50,10 @@ def test_dense_recalls_are_the_documented_ones_and_the_cut_changes_no_digit(monk
     batch = next(iter(recipe.data.train_dataloader()))
     batch = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     with torch.no_grad():
-        before = copy.copy(task.model.eval()(**batch).logits_per_image)
+        before = task.model.eval()(**batch).logits_per_image
     masks.detach()
     shrink_(model, sites, plan)
     with torch.no_grad():
         after = task.model(**batch).logits_per_image
     assert evaluate(recipe, task) == masked
-    scale = float(task.scale(task.model).detach())
-    assert (after - before).abs().max() / scale < 1e-5, "cosine similarities, the logits before the temperature"
+    assert (after - before).abs().max() < 1e-5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from upop.files import write_json, write_text
 
@@ -26,6 +27,8 @@ VOLATILE = (
 
 class RunDirectory:
     """A run directory. Opening it checks that it can be written and that it belongs to the same configuration.
+
+    In a distributed run every rank opens it and notes the same; rank 0 alone writes.
 
     Args:
         path: The directory; made if it is missing.
@@ -46,7 +49,7 @@ class RunDirectory:
         if stored.is_file():
             _check_same(self.path, flatten(yaml.safe_load(stored.read_text()) or {}), flat)
         else:
-            write_text(stored, yaml.safe_dump(dict(config), sort_keys=False))
+            rank_zero_only(write_text)(stored, yaml.safe_dump(dict(config), sort_keys=False))
         if self._file.is_file():
             self._state = _read_state(self._file)
 
@@ -65,7 +68,7 @@ class RunDirectory:
     def finish(self, phase: str, facts: Mapping[str, Any]) -> None:
         """Note that a phase has finished."""
         self._state["phases"][phase] = dict(facts)
-        write_json(self._file, self._state)
+        self._write()
 
     def facts(self, phase: str) -> dict[str, Any]:
         """What :meth:`finish` noted of a phase; empty if it has not finished."""
@@ -79,9 +82,14 @@ class RunDirectory:
     def note_evaluation(self, name: str, metrics: Mapping[str, float]) -> None:
         """Note the metrics of a state of the model."""
         self._state["evaluations"][name] = dict(metrics)
+        self._write()
+
+    @rank_zero_only
+    def _write(self) -> None:
         write_json(self._file, self._state)
 
 
+@rank_zero_only
 def _check_writable(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)

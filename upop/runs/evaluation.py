@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from upop.export import load
 from upop.export.directory import plan_of
 from upop.families import find_sites
@@ -41,5 +43,6 @@ def evaluate_checkpoint(recipe: Recipe, checkpoint: str | None = None, plan: str
     metrics = evaluate(recipe, task)
     if masks:
         masks.detach()
-    console().print(comparison([(checkpoint + (" (masked)" if masks else ""), metrics)]))
+    table = comparison([(checkpoint + (" (masked)" if masks else ""), metrics)])
+    rank_zero_only(console().print)(table)
     return metrics

@@ -2,7 +2,8 @@
 
 finetune makes the dense model good at the task, search makes the plan while it trains, the surgery cuts, retrain trains
 the cut model. Each phase starts from the files of the one before and leaves a model directory behind, so a run goes on
-wherever it stood: between phases from these files, within a phase from Lightning's last checkpoint.
+wherever it stood: between phases from these files, within a phase from Lightning's last checkpoint. In a distributed run
+every rank walks the phases; rank 0 alone writes, and the others wait for it before they read.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -116,8 +118,10 @@ def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> Non
             rank_zero_info(f"{phase}: done already, in {directory.phase(phase)}")
         elif only is None or only == phase:
             start = time.perf_counter()
+            seed_everything(recipe.seed, workers=True, verbose=False)  # before random weights and the queue are drawn
             facts = steps[phase](recipe, directory)
             directory.finish(phase, {**facts, "seconds": round(time.perf_counter() - start, 1)})
+            _wait_for_all_ranks()
         else:
             raise ValueError(
                 f"phase {only!r} needs {phase!r}, which is not done in {str(directory.path)!r}; run it first"
@@ -126,11 +130,18 @@ def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> Non
             return
 
 
+def _wait_for_all_ranks() -> None:
+    """Wait until every rank is here, so that none reads what rank 0 is still writing."""
+    ranks = torch.distributed
+    if ranks.is_available() and ranks.is_initialized():
+        ranks.barrier(device_ids=[torch.cuda.current_device()] if ranks.get_backend() == "nccl" else None)
+
+
 def _finetune(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
     task = recipe.new_task(model, processor, "finetune")
     _train(recipe, directory, "finetune", task, [])
-    save(task.model, processor, directory.phase("finetune") / "model")
+    _save(task.model, processor, directory.phase("finetune") / "model")
     return {"model": "finetune/model"}
 
 
@@ -156,9 +167,8 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         shrink_(module, sites, plan)
     directory.note_evaluation("cut", evaluate(recipe, task))
     _save_carried(task.carried(), directory.phase("search"))
-    plan.save(directory.path / "plan.json")
     facts = {"source": source, "params": cost.remaining(plan.kept(), "params")}
-    save(task.model, processor, directory.phase("search") / "compressed", plan, search.units, facts)
+    _save(task.model, processor, directory.phase("search") / "compressed", plan, search.units, facts)
     return {"model": "search/compressed", "steps_left_out": search.left_out}
 
 
@@ -172,7 +182,7 @@ def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     directory.note_evaluation("retrained", metrics)
     plan = Plan.load(directory.path / "plan.json")
     facts = {"source": dense_checkpoint(recipe, directory), "metrics": metrics}
-    save(task.model, processor, directory.path / "compressed", plan, recipe.search.units, facts)
+    _save(task.model, processor, directory.path / "compressed", plan, recipe.search.units, facts)
     return {"model": "compressed"}
 
 
@@ -236,6 +246,10 @@ def evaluate(recipe: Recipe, task: Task) -> dict[str, float]:
     return {name.removeprefix("test/"): float(value) for result in results for name, value in result.items()}
 
 
+_save = rank_zero_only(save)
+
+
+@rank_zero_only
 def _save_carried(state: Mapping[str, Tensor], folder: Path) -> None:
     """Keep what the task carries to the next phase."""
     if state:

@@ -133,6 +133,14 @@ class Task(LightningModule):
             for tower in self.towers():
                 tower.compile()
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Buffers, which every rank computes alike: DDP need not send them around at each step (a queue is large).
+
+        In a validation whose last batches only some ranks have, its sending would wait for ever.
+        """
+        return [name for name, _ in self.named_buffers()]
+
     def towers(self) -> list[nn.Module]:
         """The parts of the model that ``compile`` compiles."""
         return [self.model]

@@ -75,6 +75,8 @@ class Retrieval(Task):
                 f"CLIP, SigLIP or a VisionTextDualEncoderModel"
             )
         super().adopt(model, processor)
+        if getattr(model, "logit_bias", None) is not None:
+            model.logit_bias.requires_grad_(False)  # SigLIP's own loss has it, these not; DDP wants every gradient
         if self.contrast == "queue":
             self.momentum_model = frozen_copy(model)
             size = _feature_size(model)
@@ -220,7 +222,8 @@ class Retrieval(Task):
 
     def _report(self, split: str) -> None:
         recalls = self._recall[0].compute()
-        self.log_dict({f"{split}/{name}": float(value) for name, value in recalls.items()}, sync_dist=False)
+        values = {f"{split}/{name}": float(value) for name, value in recalls.items()}
+        self.log_dict(values, sync_dist=True, reduce_fx="max")  # every rank has the same; their maximum is exact
         self._recall = []
 
 
