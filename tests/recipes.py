@@ -9,7 +9,22 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
+    ViTConfig,
+    ViTImageProcessor,
+)
 
 from upop.cli import build_parser, parse, recipe_of
 from upop.runs import Recipe
@@ -70,3 +85,26 @@ def recipe(config: dict[str, Any], path: Path) -> Recipe:
     """Parse and instantiate a configuration, as the command line does."""
     parser = build_parser()
     return recipe_of(parser, parse(parser, ["--config", str(write(config, path))]))
+
+
+def other_checkpoint(directory: Path, name: str) -> Path:
+    """A tiny SigLIP or ViT + BERT directory with a processor for the built-in data."""
+    tokenizer = AutoTokenizer.from_pretrained(SHAPES)
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = vision | {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "pad_token_id": 0}
+    vision = vision | {"image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    size = {"height": 32, "width": 32}
+    model: PreTrainedModel
+    if name == "siglip":
+        ids = {"bos_token_id": 1, "eos_token_id": 3, "projection_size": 16}
+        model = SiglipModel(SiglipConfig(text_config=text | ids, vision_config=vision))
+        SiglipProcessor(SiglipImageProcessor(size=size), tokenizer).save_pretrained(directory)
+    else:
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(
+            ViTConfig(**vision), BertConfig(**text), projection_dim=16
+        )
+        model = VisionTextDualEncoderModel(config)
+        VisionTextDualEncoderProcessor(ViTImageProcessor(size=size), tokenizer).save_pretrained(directory)
+    model.save_pretrained(directory)
+    return directory

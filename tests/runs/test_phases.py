@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 import upop
-from tests.recipes import recipe
+from tests.recipes import other_checkpoint, recipe
 from upop.families import find_sites
 from upop.runs import Recipe, RunDirectory, check, evaluate, fit
 from upop.runs.evaluation import evaluate_checkpoint
@@ -33,6 +33,17 @@ def test_a_run_leaves_a_smaller_model_that_loads(config: dict[str, Any]) -> None
     left = sum(parameter.numel() for parameter in model.parameters())
     assert left == plan.facts["params"]["left"] < sum(parameter.numel() for parameter in dense.parameters())
     assert processor.tokenizer("a red circle")["input_ids"]
+    assert evaluate(made_recipe, made_recipe.new_task(model, processor)) == directory.evaluation("retrained")
+
+
+@pytest.mark.parametrize("name", ["siglip", "dual_encoder"])
+def test_other_dual_encoders_run_through_all_phases(config: dict[str, Any], tmp_path: Path, name: str) -> None:
+    config["model"]["init_args"]["checkpoint"] = str(other_checkpoint(tmp_path / name, name))
+    config["distill"] = {"logits": 1.0, "features": 1.0}
+    config["search"]["units"] = ["head", "head_dim", "neuron"]
+    made_recipe, directory = made(config)
+    fit(made_recipe, directory)
+    model, processor = upop.load(directory.path / "compressed")
     assert evaluate(made_recipe, made_recipe.new_task(model, processor)) == directory.evaluation("retrained")
 
 
