@@ -48,7 +48,7 @@ class Cell:
 
     def command(self, directory: Path) -> list[str]:
         """The command line that makes this cell."""
-        weight = "1.0" if self.distil else "0.0"
+        plain = [] if self.distil else ["--distill.logits=0.0", "--distill.features=0.0"]
         return [
             str(Path(sys.executable).with_name("upop")),
             "fit",
@@ -58,11 +58,10 @@ class Cell:
             f"--search.seed={self.seed}",
             f"--data.init_args.seed={self.seed}",
             f"--search.removed={self.removed}",
-            f"--distill.logits={weight}",
-            f"--distill.features={weight}",
             "--measure.seconds=1",
             "--trainer.enable_progress_bar=false",
             *METHODS[self.method],
+            *plain,
         ]
 
 
