@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.recipes import write
 from upop.cli import main
+from upop.structure import Plan
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -70,13 +75,33 @@ def test_fit_test_and_inspect(config: dict[str, Any], tmp_path: Path, capsys: py
     ("change", "message"),
     [
         ({"search": {"remved": 0.5}}, "Group 'search' does not accept option 'remved'; did you mean 'removed'?"),
+        ({"serach": {"removed": 0.5}}, "Option 'serach.removed' is not accepted; did you mean 'search'?"),
+        ({"search": {"removed": "half"}}, 'Parser key "search.removed": Expected float. Got value: half'),
+        (
+            {"search": {"schedule": "sin"}},
+            "Parser key \"search.schedule\": Expected one of ['sine', 'cubic', 'one_shot']. Got value: sin",
+        ),
+        (
+            {"trainer": {"max_epoch": 3}},
+            "Group 'trainer' does not accept option 'max_epoch'; did you mean 'max_epochs'?",
+        ),
+        ({"trainer": {"accelerator": "abacus"}}, "abacus"),
+        ({"trainer": {"devices": 0}}, "trainer: `Trainer(devices=0)` value is not a valid input"),
+        (
+            {"run_dir": "/dev/null/run"},
+            "run directory '/dev/null/run' is not writable: Not a directory; choose another",
+        ),
+        (
+            {"search": {"floor": {"vision": 0.9, "text": 0.9}}},
+            "search.floor['vision'] = 0.9 bind: loosen them, or change",
+        ),
         ({"rundir": "x"}, "Option 'rundir' is not accepted; did you mean 'run_dir'?"),
         (
             {"search": {"removed": 1.3}},
             "search.removed is 1.3; it is the fraction to remove, between 0 and 1 (exclusive)",
         ),
         ({"retrain": {"epochs": -1}}, "epochs is -1; give 0 or more"),
-        ({"retrain": {"epochs": "many"}}, "Parser key \"retrain.epochs\": Expected a <class 'int'>. Got value: many"),
+        ({"retrain": {"epochs": "many"}}, 'Parser key "retrain.epochs": Expected int. Got value: many'),
         ({"distill": {"logit": 1.0}}, "Group 'distill' does not accept option 'logit'; did you mean 'logits'?"),
         ({"search": {"policy": "unfied"}}, "did you mean 'unified'?"),
         ({"search": {"floor": {"audio": 0.1}}}, "audio"),
@@ -98,6 +123,18 @@ def test_a_wrong_key_of_the_task_or_the_data(
     config["data"]["init_args"]["batchsize"] = 3
     line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
     assert line.endswith("'upop.data.ShapesRetrieval': Option 'batchsize' is not accepted; did you mean 'batch_size'?")
+    del config["data"]["init_args"]["batchsize"]
+    config["model"]["init_args"]["contrst"] = "batch"
+    line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+    assert line.endswith("'upop.tasks.Retrieval': Option 'contrst' is not accepted; did you mean 'contrast'?")
+
+
+def test_a_wrong_value_of_the_data_is_all_that_is_said(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["data"]["init_args"]["batch_size"] = 0
+    line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+    assert line == "batch_size is 0; set it to 1 or more"
 
 
 def test_a_wrong_class(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +149,85 @@ def test_files_that_are_missing(config: dict[str, Any], tmp_path: Path, capsys: 
     config["model"]["init_args"]["checkpoint"] = "/nowhere/at/all"
     line = fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
     assert "no checkpoint directory at '/nowhere/at/all'" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    config["data"] = photographs(tmp_path / "data") | {"class_path": "upop.data.Flickr8kRetrieval"}
+    (tmp_path / "data/3.jpg").write_bytes(b"no picture")
+    config["data"]["init_args"]["num_workers"] = workers
+    path = str(write(config, tmp_path / "config.yaml"))
+    expected = f"image '{tmp_path}/data/3.jpg' cannot be decoded: "
+    assert fails(capsys, "fit", "--config", path).startswith(expected)
+    assert fails(capsys, "fit", "--config", path, "--data.init_args.verify=true").startswith(
+        f"1 of 16 images are broken: {expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sentences": []}, "split 'train': 1 of 12 images have no caption or an empty one: ['3.jpg']"),
+        ({"imgid": 15}, "gives id '15' to two images, '3.jpg' and '15.jpg'"),
+        ({"filename": "4.jpg", "imgid": 4, "split": "test"}, "lists image '4.jpg' twice, in split 'test' and 'train'"),
+        ({"filename": "17.jpg"}, "1 of 16 images are missing under "),
+        ({"split": "tran"}, "'split' is 'tran'; expected one of ['restval', 'test', 'train', 'val']"),
+    ],
+)
+def test_wrong_annotations_are_named(
+    config: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    config["data"] = photographs(tmp_path / "data", change) | {"class_path": "upop.data.Flickr8kRetrieval"}
+    assert message in fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
+
+
+def photographs(folder: Path, change: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a data module over sixteen images in three splits, the fourth entry changed."""
+    folder.mkdir()
+    entries: list[dict[str, Any]] = []
+    for number in range(16):
+        Image.new("RGB", (40, 40), (number * 10, 0, 0)).save(folder / f"{number}.jpg")
+        split = "train" if number < 12 else "val" if number < 14 else "test"
+        sentences = [{"raw": f"a red square {number}"}]
+        entries.append({"filename": f"{number}.jpg", "split": split, "imgid": number, "sentences": sentences})
+    entries[3] |= change or {}
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": entries}))
+    return {"init_args": {"images": str(folder), "annotations": str(folder), "batch_size": 6, "num_workers": 0}}
+
+
+def test_weights_that_are_missing(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["logit_scale"]
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    config["model"]["init_args"]["checkpoint"] = str(tmp_path / "model")
+    path = write(config, tmp_path / "config.yaml")
+    result = subprocess.run(
+        [sys.executable, "-m", "upop.cli", "fit", "--config", str(path)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"upop: error: checkpoint '{tmp_path}/model' lacks weights ['logit_scale']; is it complete, and does its "
+        "config.json belong to it?\n"
+    ), "one line, and nothing else"
+
+
+def test_a_plan_made_for_another_model(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Plan({"visual.0.mlp.neuron": (0, 1)}, {"visual.0.mlp.neuron": 4}, "another").save(tmp_path / "plan.json")
+    path = str(write(config, tmp_path / "config.yaml"))
+    line = fails(capsys, "test", "--config", path, "--plan", str(tmp_path / "plan.json"))
+    assert line.startswith("plan names site 'visual.0.mlp.neuron', but this model has ['text_model.")
+    assert line.endswith("was it made for this model?")
 
 
 def test_another_configuration_on_a_run_directory(

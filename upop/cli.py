@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
+import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +35,21 @@ UNKNOWN_KEY = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)"
 )
 UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'")
-NOISE = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ")
+UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - (?P<errors>.*?)"
+    r"(?: Given value type: .*? Given value: (?P<given>.*))?$"
+)
+IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process .*\n\w+: (?P<error>.*)", re.DOTALL)
+CHATTER = ("💡 Tip", "GPU available", "TPU available", "Loading `train_dataloader` to estimate")
+"""Beginnings of Lightning's messages, one per phase and more, that tell a user of upop nothing."""
+HARMLESS = (
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
+    r".*distributed\.nn\.functional\.all_gather",  # the same
+    r"Found \d+ module\(s\) in eval mode",  # the momentum encoders, which stay in it
+    r"Checkpoint directory .* exists and is not empty",  # where a run goes on
+)
+"""Patterns of warnings about what is meant to be so, or is not ours."""
+PEER_GONE = re.compile(r"Connection (closed by|reset by) peer|Connection refused")
 DESCRIPTION = "Compress vision-language transformers by structure: a checkpoint goes in, a smaller one comes out."
 
 
@@ -47,10 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nupop: stopped; run the same command again to go on where it stood", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, OSError, argparse.ArgumentError) as error:
-        if debug:
+    except (ValueError, TypeError, OSError, RuntimeError, argparse.ArgumentError) as error:
+        if debug or (isinstance(error, RuntimeError) and not PEER_GONE.search(str(error))):
             raise
-        print(f"upop: error: {_one_line(error)}", file=sys.stderr)
+        if isinstance(error, RuntimeError):
+            error = ValueError("another process of this run has stopped; its own message says why")
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+        print(f"upop: error: {_one_line(error)}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr)
         sys.exit(2)
 
 
@@ -69,12 +89,31 @@ def _verbs() -> argparse.ArgumentParser:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
+    _quiet()
     if verb == "inspect":
         _inspect(arguments)
     elif verb == "test":
         _test(arguments)
     else:
         _fit(arguments, verb)
+
+
+def _quiet() -> None:
+    """Silence what libraries say that is no news; Lightning's progress bar, downloads and real warnings stay."""
+    for pattern in HARMLESS:
+        warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
+    disable_progress_bar()  # "Loading weights", a bar of milliseconds per model
+    enable_progress_bars()  # the line above silences downloads too, which take minutes
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not text.startswith(CHATTER) and "LOAD REPORT" not in text  # upop refuses such weights, in one line
 
 
 def build_parser(verb: str = "fit") -> LightningArgumentParser:
@@ -119,18 +158,37 @@ def _explain(parser: LightningArgumentParser, message: str) -> str:
     """One line of a parser's message, with the closest valid name where a key or class is unknown."""
     from upop.structure import closest
 
-    line = NOISE.sub("", _one_line(message))
-    line = re.split(r"\s+- Expected|\s+Given value", line)[0]
+    line = _plain(UNION.sub(_of_union, _one_line(message)))
     missing = UNKNOWN_CLASS.search(line)
     if missing:
-        return line + closest(missing.group(1), _classes())
+        return line + (closest(missing.group(1), _classes()) or f"; upop has {sorted(_classes())}")
     found = UNKNOWN_KEY.search(line)
     if not found:
         return line
-    unknown = next(group for group in found.groups() if group).rpartition(".")[2]
+    section, _, unknown = next(group for group in found.groups() if group).partition(".")
+    sections = {action.dest.partition(".")[0] for action in parser._actions}
+    if section not in sections and unknown:
+        return line + closest(section, sections)
+    unknown = unknown.rpartition(".")[2] or section
     keys = {action.dest.rpartition(".")[2] for action in parser._actions}
     keys |= {key for made in _classes().values() for key in inspect.signature(made).parameters}
     return line + closest(unknown, keys - {unknown})
+
+
+def _of_union(found: re.Match[str]) -> str:
+    """What a value with several types should have been; or what is wrong with it, where its type is right."""
+    errors = [error.partition(" - ")[0] for error in re.split(r" - (?=Expected a )", found["errors"])]
+    wrong = [error for error in errors if not error.startswith("Expected a ")]
+    if wrong or found["given"] is None:
+        return (wrong or errors)[0]
+    types = [error.removeprefix("Expected a ") for error in errors if "NoneType" not in error]
+    given = found["given"] if len(found["given"]) < 80 else found["given"][:77] + "..."
+    return f"Expected a {' or a '.join(types)}. Got value: {given}"
+
+
+def _plain(line: str) -> str:
+    """Types as a user writes them."""
+    return re.sub(r"\ba typing\.Literal(?=\[)", "one of ", re.sub(r"\ba <class '(\w+)'>", r"\1", line))
 
 
 def _classes() -> dict[str, type]:
@@ -150,9 +208,12 @@ def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:
     from upop.runs import Recipe
     from upop.tasks import Training
 
-    plain = yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=False))
+    plain = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=False))
     plain.pop("config", None)
-    made = parser.instantiate(config)
+    try:
+        made = parser.instantiate(config)
+    except (ValueError, TypeError) as error:
+        raise type(error)(_explain(parser, str(error))) from error
 
     def pick(cls: type) -> dict[str, Any]:
         return {name: made.search[name] for name in inspect.signature(cls).parameters}
@@ -215,7 +276,9 @@ def _inspect(arguments: list[str]) -> None:
 
 
 def _one_line(error: object) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()
+    text = str(error).strip()
+    in_worker = IN_WORKER.match(text)
+    return re.sub(r"\s+", " ", in_worker["error"] if in_worker else text)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,14 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
     _check_path(checkpoint)
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
+    if not Path(checkpoint).is_dir():
+        try:
+            AutoConfig.from_pretrained(checkpoint)  # one question to the hub; a processor asks for many files
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no model {checkpoint!r} on the Hugging Face hub or in its cache: {_first_line(error)}; give a "
+                "directory, or a hub name such as 'openai/clip-vit-base-patch32'"
+            ) from error
     try:
         processor = AutoProcessor.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:

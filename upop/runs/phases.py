@@ -2,8 +2,8 @@
 
 finetune makes the dense model good at the task, search makes the plan while it trains, the surgery cuts, retrain trains
 the cut model. Each phase starts from the files of the one before and leaves a model directory behind, so a run goes on
-wherever it stood: between phases from these files, within a phase from Lightning's last checkpoint. In a distributed run
-every rank walks the phases; rank 0 alone writes, and the others wait for it before they read.
+wherever it stood: between phases from these files, within a phase from Lightning's last checkpoint. In a distributed
+run every rank walks the phases; rank 0 alone writes, and the others wait for it before they read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,6 +90,10 @@ def check(recipe: Recipe) -> None:
     for phase in ("search", "retrain"):
         if recipe.training[phase].epochs < 1:
             raise ValueError(f"{phase}.epochs is {recipe.training[phase].epochs}; give 1 or more")
+    try:
+        _trainer(recipe, [], Path.cwd())
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     recipe.data.check()
     model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
     if recipe.task.from_scratch and not recipe.finetunes:
@@ -224,8 +229,8 @@ def _checkpoints(last: Path) -> list[Callback]:
 
 def _trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401
     """A Trainer as the recipe wants it, with what a phase needs on top."""
-    own = {key: value for key, value in recipe.trainer.items() if value is not None}
-    extra = copy.deepcopy(own.pop("callbacks", None)) or []
+    own = {key: copy.deepcopy(value) for key, value in recipe.trainer.items() if value is not None}
+    extra = own.pop("callbacks", None) or []
     extra = list(extra) if isinstance(extra, (list, tuple)) else [extra]
     own.setdefault("logger", CSVLogger(folder, name="logs"))
     own.update(arguments)

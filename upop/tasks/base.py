@@ -135,10 +135,7 @@ class Task(LightningModule):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Buffers, which every rank computes alike: DDP need not send them around at each step (a queue is large).
-
-        In a validation whose last batches only some ranks have, its sending would wait for ever.
-        """
+        """Buffers, which every rank computes alike; DDP would send them around at each step, and a queue is large."""
         return [name for name, _ in self.named_buffers()]
 
     def towers(self) -> list[nn.Module]:
