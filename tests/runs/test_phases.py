@@ -108,13 +108,24 @@ def test_a_run_killed_in_a_phase_goes_on_to_the_same_result(
         original(self, model, **arguments)
 
     monkeypatch.setattr(Trainer, "fit", killed)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    with pytest.raises(KeyboardInterrupt):
         fit(*made(broken))
     monkeypatch.undo()
     assert not RunDirectory(broken["run_dir"], made(broken)[0].config).done(phase)
     fit(*made(broken))
     for name in ("plan.json", "compressed/model.safetensors"):
         assert (Path(config["run_dir"]) / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+def test_a_run_killed_before_the_plan_was_written_writes_it(config: dict[str, Any]) -> None:
+    made_recipe, directory = made(config)
+    fit(made_recipe, directory, only="search")
+    plan = (directory.path / "plan.json").read_bytes()
+    (directory.path / "plan.json").unlink()
+    (directory.path / "state.json").unlink()
+    again, directory = made(config)
+    fit(again, directory, only="search")
+    assert (directory.path / "plan.json").read_bytes() == plan
 
 
 def test_a_phase_out_of_order_is_refused(config: dict[str, Any]) -> None:

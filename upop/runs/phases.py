@@ -168,6 +168,8 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     plan = search.plan
     if plan is None or not search.finished:
         raise ValueError("the search did not reach its last step; run the same command again to go on")
+    if not (directory.path / "plan.json").is_file():  # killed after the last checkpoint, before the plan was written
+        rank_zero_only(plan.save)(directory.path / "plan.json")
     for module in task.pruned_modules():
         shrink_(module, sites, plan)
     directory.note_evaluation("cut", evaluate(recipe, task))
@@ -216,9 +218,12 @@ def _train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, call
     if last.is_file():
         rank_zero_info(f"{phase}: going on from {last}")
     resume = str(last) if last.is_file() else None
-    trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=resume is not None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=resume is not None)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
 
 
 def _checkpoints(last: Path) -> list[Callback]:
