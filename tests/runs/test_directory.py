@@ -27,7 +27,7 @@ def test_it_remembers_phases_and_evaluations(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
-    RunDirectory(tmp_path, CONFIG)
+    RunDirectory(tmp_path, CONFIG).begin()
     with pytest.raises(
         ValueError,
         match=r"was started with another configuration \(search.removed: 0.5 -> "
@@ -36,8 +36,15 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
         RunDirectory(tmp_path, {**CONFIG, "search": {"removed": 0.75, "units": ["head_dim"], "seed": 3}})
 
 
-def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+def test_a_configuration_that_has_not_begun_may_be_mended(tmp_path: Path) -> None:
     RunDirectory(tmp_path, CONFIG)
+    RunDirectory(tmp_path, {"search": {"removed": 0.75}}).begin()
+    with pytest.raises(ValueError, match=r"search.removed: 0.75 -> 0.5"):
+        RunDirectory(tmp_path, CONFIG)
+
+
+def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+    RunDirectory(tmp_path, CONFIG).begin()
     RunDirectory(tmp_path, {**CONFIG, "data": {"init_args": {"num_workers": 8}}})
 
 

@@ -192,6 +192,7 @@ def test_other_dual_encoders_train_on_two_ranks(tmp_path: Path, name: str) -> No
 def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     other = RunDirectory(tmp_path / "run", {"seed": 1})
+    other.begin()
     other.finish("search", {})
     other.note_evaluation("dense", {"mean": 1.0})
     assert other.done("search"), "it knows what rank 0 writes"

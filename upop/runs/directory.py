@@ -43,19 +43,25 @@ class RunDirectory:
     def __init__(self, path: str | Path, config: Mapping[str, Any]) -> None:
         self.path = Path(path)
         _check_writable(self.path)
-        flat = flatten(config)
+        self._config = dict(config)
         stored = self.path / "config.yaml"
         self._state: dict[str, Any] = {"format": STATE_FORMAT, "phases": {}, "evaluations": {}}
         if stored.is_file():
-            _check_same(self.path, flatten(yaml.safe_load(stored.read_text()) or {}), flat)
-        else:
-            rank_zero_only(write_text)(stored, yaml.safe_dump(dict(config), sort_keys=False))
+            _check_same(self.path, flatten(yaml.safe_load(stored.read_text()) or {}), flatten(config))
         if self._file.is_file():
             self._state = _read_state(self._file)
 
     @property
     def _file(self) -> Path:
         return self.path / "state.json"
+
+    def begin(self) -> None:
+        """Write down the configuration; from now on the directory takes no other.
+
+        Not before everything has been checked: a recipe with a wrong path is to be mended and run again.
+        """
+        if not (self.path / "config.yaml").is_file():
+            rank_zero_only(write_text)(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
 
     def phase(self, name: str) -> Path:
         """Directory of a phase."""

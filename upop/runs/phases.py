@@ -122,6 +122,7 @@ def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> Non
         if directory.done(phase):
             rank_zero_info(f"{phase}: done already, in {directory.phase(phase)}")
         elif only is None or only == phase:
+            directory.begin()
             start = time.perf_counter()
             seed_everything(recipe.seed, workers=True, verbose=False)  # before random weights and the queue are drawn
             facts = steps[phase](recipe, directory)
