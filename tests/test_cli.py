@@ -103,6 +103,13 @@ def test_fit_test_and_inspect(config: dict[str, Any], tmp_path: Path, capsys: py
         ({"retrain": {"epochs": -1}}, "epochs is -1; give 0 or more"),
         ({"retrain": {"epochs": "many"}}, 'Parser key "retrain.epochs": Expected int. Got value: many'),
         ({"distill": {"logit": 1.0}}, "Group 'distill' does not accept option 'logit'; did you mean 'logits'?"),
+        (
+            {"trainer": {"max_epochs": 3}},
+            "trainer.max_epochs is 3, but upop sets it; set finetune.epochs, search.epochs",
+        ),
+        ({"trainer": {"precision": "bf16-true"}}, "trainer.precision is 'bf16-true', but weights stay in fp32; give"),
+        ({"trainer": {"enable_checkpointing": False}}, "trainer.enable_checkpointing is False, but a run has to be"),
+        ({"trainer": {"strategy": "fsdp"}}, "trainer.strategy is 'fsdp', which shards weights that masks need whole"),
         ({"search": {"policy": "unfied"}}, "did you mean 'unified'?"),
         ({"search": {"floor": {"audio": 0.1}}}, "audio"),
         ({"search": {"multiple_of": {"neuron": 4096}}}, "4096"),

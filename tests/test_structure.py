@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from tests.plans import random_plan
 from upop.families import find_sites
-from upop.structure import KINDS, Cut, Layer, Plan, Site, closest, fingerprint, some
+from upop.structure import KINDS, Cut, Layer, Plan, Site, fingerprint
 
 
 def site(name="text.0.mlp.neuron", units=4, kind="neuron", depth=0):
@@ -176,12 +176,3 @@ def test_what_is_no_plan_at_all(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not a plan that this version reads"):
         Plan.load(path)
-
-
-def test_words_for_messages():
-    assert closest("neurons", KINDS) == "; did you mean 'neuron'?"
-    assert closest("zzz", KINDS) == ""
-    assert closest("head-dim", iter(KINDS)) == "; did you mean 'head_dim'?"
-    assert some(["a", "b", "c"]) == "['a', 'b', 'c']"
-    assert some(["a", "b", "c", "d"]) == "['a', 'b', 'c', ...] (4)"
-    assert some([]) == "[]"

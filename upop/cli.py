@@ -127,7 +127,7 @@ def build_parser(verb: str = "fit") -> LightningArgumentParser:
 
     parser = LightningArgumentParser(prog=f"upop {verb}", description=VERBS[verb], exit_on_error=False)
     parser.add_argument("--config", action="config", help="recipe, a YAML file; several overlay one another in order")
-    parser.add_argument("--seed_everything", type=int, default=42, help="seed of every phase")
+    parser.add_argument("--seed_everything", type=int, default=42, help="seed of weights, data, dropout and policy")
     parser.add_argument("--run_dir", type=str, default="runs/upop", help="directory of the run; resumed if it exists")
     parser.add_subclass_arguments(Task, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
@@ -156,7 +156,7 @@ def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespac
 
 def _explain(parser: LightningArgumentParser, message: str) -> str:
     """One line of a parser's message, with the closest valid name where a key or class is unknown."""
-    from upop.structure import closest
+    from upop.messages import closest
 
     line = _plain(UNION.sub(_of_union, _one_line(message)))
     missing = UNKNOWN_CLASS.search(line)
@@ -208,6 +208,9 @@ def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:
     from upop.runs import Recipe
     from upop.tasks import Training
 
+    for settings in (config.search, config.data.get("init_args", {})):
+        if "seed" in settings and settings["seed"] is None:
+            settings["seed"] = config.seed_everything
     plain = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=False))
     plain.pop("config", None)
     try:
@@ -250,12 +253,12 @@ def _test(arguments: list[str]) -> None:
     config = parse(parser, arguments)
     from pathlib import Path
 
-    from upop.runs.evaluation import evaluate_checkpoint
+    from upop.runs.evaluation import default_checkpoint, evaluate_checkpoint
 
-    compressed = Path(config.run_dir) / "compressed"
-    checkpoint = config.pop("checkpoint", None) or (str(compressed) if compressed.is_dir() else None)
-    plan = config.pop("plan", None)
-    evaluate_checkpoint(recipe_of(parser, config), checkpoint, plan)
+    checkpoint, plan = config.pop("checkpoint", None), config.pop("plan", None)
+    recipe = recipe_of(parser, config)
+    checkpoint = checkpoint or default_checkpoint(recipe, Path(config.run_dir), dense=plan is not None)
+    evaluate_checkpoint(recipe, checkpoint, plan)
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -266,13 +269,14 @@ def _inspect(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from upop.runs.inspection import inspect as show
 
-    checkpoint, units = options.model, options.units
+    checkpoint, units, length = options.model, options.units, options.text_length
     if checkpoint.endswith((".yaml", ".yml")):
         recipe_parser = build_parser()
         config = parse(recipe_parser, ["--config", checkpoint])
         recipe = recipe_of(recipe_parser, config)
         checkpoint, units = recipe.task.checkpoint, units or recipe.search.units
-    show(checkpoint, units or ("head_dim", "neuron"), options.text_length)
+        length = length or recipe.data.text_length
+    show(checkpoint, units or ("head_dim", "neuron"), length)
 
 
 def _one_line(error: object) -> str:

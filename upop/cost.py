@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from upop.structure import CURRENCIES, Attention, Currency, Cut, Kind, Layer, Modality, Side, Site, closest
+from upop.messages import closest
+from upop.structure import CURRENCIES, Attention, Currency, Cut, Kind, Layer, Modality, Side, Site
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ Shapes: ``U`` units of a site, ``R`` positions (rows or columns) that one unit o
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from upop.files import write_json
+from upop.messages import some
 
 Kind = Literal["head", "head_dim", "neuron"]
 Modality = Literal["vision", "text", "fusion"]
@@ -168,26 +168,6 @@ def fingerprint(sites: Iterable[Site]) -> str:
     facts = [{key: value for key, value in asdict(site).items() if key != "depth"} for site in sites]
     text = json.dumps(sorted(facts, key=lambda fact: str(fact["name"])), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the name nearest to ``name``, or nothing where none is near.
-
-    >>> closest("visoin", ["vision", "text"])
-    "; did you mean 'vision'?"
-    """
-    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names, for an error message.
-
-    >>> some(["a", "b", "c", "d"], most=2)
-    "['a', 'b', ...] (4)"
-    """
-    shown = ", ".join(repr(name) for name in names[:most])
-    return f"[{shown}, ...] ({len(names)})" if len(names) > most else f"[{shown}]"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -241,18 +243,28 @@ def test_resumed_search_equals_the_unbroken_one(tmp_path: Path) -> None:
 def test_what_is_logged(tmp_path: Path) -> None:
     task, callback = Regression(), search()
     bound(callback, task, tmp_path / "plan.json")
-    run = trainer(callback, tmp_path)
-    run.fit(task, loader())
-    logged = run.callback_metrics
-    names = {
-        "removed/params",
-        "removed/flops",
-        "removed/params/vision",
-        "removed/params/vision/neuron",
-        "masks_left_out",
-    }
-    assert names <= set(logged)
-    assert float(logged["removed/params"]) == pytest.approx(0.5, rel=0.05)
+    logger = CSVLogger(tmp_path)
+    trainer(callback, tmp_path, logger=logger, log_every_n_steps=50).fit(task, loader())
+    names = {"removed/params", "removed/flops", "removed/params/vision", "removed/params/vision/neuron"}
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("removed/params")]
+    assert [int(row["step"]) for row in rows] == [3, 6, 8], "every update, and the last, whatever log_every_n_steps"
+    assert names <= set(rows[-1])
+    assert float(rows[-1]["steps_left_out"]) == 0
+    assert float(rows[-1]["removed/params"]) == pytest.approx(0.5, rel=0.05)
+    assert [row["step"] for row in callback.history] == [3.0, 6.0, 8.0]
+    assert all(math.isfinite(row["loss"]) for row in callback.history)
+
+
+def test_fractions_alone_say_what_is_removed(tmp_path: Path) -> None:
+    fractions = {"vision": 0.4}
+    task, callback = Regression(), search(removed=None, allocation="per_modality", fractions=fractions)
+    sites = bound(callback, task, tmp_path / "plan.json")
+    trainer(callback, tmp_path).fit(task, loader())
+    cost = CostModel(sites, measure(task.model, sites, example_inputs(task.model)))
+    removed = cost.removed(Plan.load(tmp_path / "plan.json").kept(), "params") / cost.prunable("params")
+    assert removed == pytest.approx(0.4, rel=0.05)
+    assert ProgressiveSearch().budget.removed == 0.5
 
 
 def test_messages() -> None:

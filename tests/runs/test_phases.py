@@ -14,7 +14,8 @@ import upop
 from tests.recipes import other_checkpoint, recipe
 from upop.families import find_sites
 from upop.runs import Recipe, RunDirectory, check, evaluate, fit
-from upop.runs.evaluation import evaluate_checkpoint
+from upop.runs.evaluation import default_checkpoint, evaluate_checkpoint
+from upop.runs.summary import summarise
 from upop.structure import Plan
 
 
@@ -126,6 +127,37 @@ def test_a_run_killed_before_the_plan_was_written_writes_it(config: dict[str, An
     again, directory = made(config)
     fit(again, directory, only="search")
     assert (directory.path / "plan.json").read_bytes() == plan
+
+
+@pytest.mark.parametrize("logger", [False, True])
+def test_the_pictures_do_not_depend_on_the_logger(config: dict[str, Any], logger: bool) -> None:
+    config["trainer"] |= {"logger": logger, "log_every_n_steps": 50}
+    made_recipe, directory = made(config)
+    fit(made_recipe, directory)
+    summarise(made_recipe, directory)
+    assert (directory.path / "search.png").is_file()
+
+
+def test_one_seed_drives_data_and_search(config: dict[str, Any]) -> None:
+    made_recipe, _ = made(config | {"seed_everything": 7})
+    assert made_recipe.data.seed == made_recipe.search.seed == 7
+
+
+def test_texts_are_counted_at_the_length_that_is_evaluated(config: dict[str, Any]) -> None:
+    config["data"]["init_args"]["text_length"] = 20
+    made_recipe, _ = made(config)
+    model, processor = upop.load(made_recipe.task.checkpoint)
+    made_recipe.new_task(model, processor)
+    assert made_recipe.sample(model)["input_ids"].shape == (1, 20)
+
+
+def test_test_takes_the_dense_model_of_the_run_for_a_plan(config: dict[str, Any]) -> None:
+    config["finetune"] = {"epochs": 1, "lr": 1e-3}
+    made_recipe, directory = made(config)
+    assert default_checkpoint(made_recipe, directory.path, dense=False) == made_recipe.task.checkpoint
+    fit(made_recipe, directory)
+    assert default_checkpoint(made_recipe, directory.path, dense=False) == str(directory.path / "compressed")
+    assert default_checkpoint(made_recipe, directory.path, dense=True) == str(directory.path / "finetune/model")
 
 
 def test_a_phase_out_of_order_is_refused(config: dict[str, Any]) -> None:

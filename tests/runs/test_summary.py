@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.recipes import recipe
 from upop.runs import RunDirectory, fit
-from upop.runs.summary import read_metrics, summarise
+from upop.runs.summary import summarise
 
 
 def test_summary_says_what_the_files_say(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,20 +34,3 @@ def test_summary_says_what_the_files_say(config: dict[str, Any], capsys: pytest.
     for name in ("allocation.png", "search.png"):
         with Image.open(path / name) as picture:
             assert picture.width > 600
-
-
-def test_metrics_of_a_resumed_phase_read_as_one(tmp_path: Path) -> None:
-    for version, text in (
-        (0, "step,loss\n0,3.0\n1,2.0\n2,\n"),
-        (1, "step,loss\n2,1.5\n3,1.0\n"),
-        (10, "step,loss\n4,0.5\n"),
-    ):
-        (tmp_path / f"version_{version}").mkdir()
-        (tmp_path / f"version_{version}" / "metrics.csv").write_text(text)
-    assert read_metrics(tmp_path) == [
-        {"step": 0.0, "loss": 3.0},
-        {"step": 1.0, "loss": 2.0},
-        {"step": 2.0, "loss": 1.5},
-        {"step": 3.0, "loss": 1.0},
-        {"step": 4.0, "loss": 0.5},
-    ]

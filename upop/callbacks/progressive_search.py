@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from upop.cost import CostModel
 from upop.masks import Masks, mask_values, unit_norms
@@ -25,8 +26,8 @@ class ProgressiveSearch(Callback):
     """Learn which units a task can spare while it trains, and fade them out.
 
     Args:
-        removed: Fraction to remove by the end of the search, between 0 and 1, of ``of`` within ``scope``. May be left
-            out where ``fractions`` says it per modality.
+        removed: Fraction to remove by the end of the search, between 0 and 1, of ``of`` within ``scope``. Left out, it
+            is 0.5, or what ``fractions`` say per modality.
         of: Currency of the budget: ``params`` or ``flops``.
         scope: What ``removed`` is a fraction of: ``prunable`` (attention and MLP units) or the whole ``model``.
         units: Kinds of units to remove: ``head``, ``head_dim`` (the paper's: one position in all heads of a layer),
@@ -42,12 +43,12 @@ class ProgressiveSearch(Callback):
         ceiling: At most this fraction is removed, by modality or by a glob over site names.
         multiple_of: Kept units per site are a multiple of this, by kind; 8 head-dims and 64 neurons suit tensor cores.
         tolerance: How far the finished plan may be from the target, as a fraction of the target.
-        seed: Seed of the ``random`` policy.
+        seed: Seed of the ``random`` policy; by default the run's own.
     """
 
     def __init__(
         self,
-        removed: float | None = 0.5,
+        removed: float | None = None,
         of: Currency = "params",
         scope: Literal["prunable", "model"] = "prunable",
         units: Sequence[Kind] = ("head_dim", "neuron"),
@@ -60,14 +61,14 @@ class ProgressiveSearch(Callback):
         ceiling: dict[str, float] | None = None,
         multiple_of: dict[str, int] | None = None,
         tolerance: float = 0.005,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if interval < 1:
             raise ValueError(
                 f"search.interval is {interval!r}; give the optimizer steps between two updates, 1 or more"
             )
         self.budget = Budget(
-            removed,
+            0.5 if removed is None and not fractions else removed,
             of,
             scope,
             dict(multiple_of or {}),  # type: ignore[arg-type]  # the budget checks the kinds
@@ -78,12 +79,14 @@ class ProgressiveSearch(Callback):
             tolerance,
         )
         self.units = tuple(units)
-        self.policy_name, self.schedule, self.interval, self.seed = policy, schedule, interval, seed
-        create(policy, (), seed)
+        self.policy_name, self.schedule, self.interval, self.seed = policy, schedule, interval, seed or 0
+        create(policy, (), self.seed)
         fraction(schedule, 0, 1)
         self.plan: Plan | None = None
         self.left_out = 0
         self.finished = False
+        self.history: list[dict[str, float]] = []
+        self._losses: list[Tensor] = []
         self._sites: tuple[Site, ...] = ()
         self._masks: Masks | None = None
         self._updated_at = -1
@@ -134,6 +137,9 @@ class ProgressiveSearch(Callback):
         Gradient clipping comes later and does not touch them; accumulated micro-batches are averaged already.
         """
         masks = self._attached()
+        if not self._policy.needs_gradients:
+            masks.clear()
+            return
         gradients = masks.gradients()
         flat = torch.cat([gradient.float() for gradient in gradients.values()])
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -161,14 +167,19 @@ class ProgressiveSearch(Callback):
         batch_idx: int,
     ) -> None:
         """Update the masks every ``interval`` optimizer steps and at the last one."""
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
+            # Lightning has divided it
+            self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         done, steps = trainer.global_step, self._steps(trainer)
         if done == self._updated_at or done == 0 or (done % self.interval and done != steps):
             return
         self._updated_at = done
         self.update(pl_module, done - 1, steps)
         self.finished = done == steps
-        if self.plan is not None:
-            pl_module.log_dict(self._progress(self.plan))
+        progress = self._progress()
+        self.history.append({"step": float(done), **progress, **self._mean_loss()})
+        for logger in trainer.loggers:  # self.log would wait for a multiple of log_every_n_steps
+            logger.log_metrics(progress, step=done)
 
     def update(self, pl_module: LightningModule, step: int, steps: int) -> None:
         """Select the units to fade and write the masks.
@@ -192,7 +203,7 @@ class ProgressiveSearch(Callback):
             return
         if trainer.is_global_zero:
             self.plan.save(self._path)
-        progress = self._progress(self.plan)
+        progress = self._progress()
         rank_zero_info(f"plan written to {self._path}: {progress['removed/params']:.1%} of the prunable parameters go")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -209,6 +220,7 @@ class ProgressiveSearch(Callback):
             "policy": self._policy.state_dict(),
             "masks": {name: value.cpu() for name, value in self._masks.values().items()},
             "plan": self.plan.to_dict() if self.plan else None,
+            "history": [dict(row) for row in self.history],
             "left_out": self.left_out,
             "updated_at": self._updated_at,
             "finished": self.finished,
@@ -222,6 +234,7 @@ class ProgressiveSearch(Callback):
         self.plan = Plan.from_dict(state_dict["plan"]) if state_dict["plan"] else None
         self.left_out, self._updated_at = state_dict["left_out"], state_dict["updated_at"]
         self.finished = state_dict["finished"]
+        self.history = [dict(row) for row in state_dict["history"]]
 
     def _attached(self) -> Masks:
         if self._masks is None:
@@ -232,10 +245,9 @@ class ProgressiveSearch(Callback):
         """Optimizer steps of the whole search."""
         return int(trainer.estimated_stepping_batches)
 
-    def _progress(self, plan: Plan) -> dict[str, float]:
+    def _progress(self) -> dict[str, float]:
         """Fractions of the prunable cost that are selected, in all and per modality and kind."""
-        kept = plan.kept()
-        shares = self._cost.shares(kept)
+        shares = self._cost.shares(self.plan.kept() if self.plan else {})
         progress = {}
         for currency, whole, gone in (
             ("params", [share.params for share in shares], [share.params_removed for share in shares]),
@@ -249,7 +261,12 @@ class ProgressiveSearch(Callback):
                 for number in mine:
                     kind = shares[number].kind.replace(" x ", "+")
                     progress[f"{name}/{kind}"] = gone[number] / whole[number]
-        return progress | {"masks_left_out": float(self.left_out)}
+        return progress | {"steps_left_out": float(self.left_out)}
+
+    def _mean_loss(self) -> dict[str, float]:
+        """Mean loss of the batches since the last update."""
+        losses, self._losses = self._losses, []
+        return {"loss": float(torch.stack(losses).float().mean())} if losses else {}
 
     def _facts(self, keep: Mapping[str, Sequence[int]], step: int, steps: int) -> dict[str, Any]:
         kept = {name: len(units) for name, units in keep.items()}

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from upop.messages import some
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -73,7 +75,7 @@ def read_splits(path: str | Path, name: str, lists: Mapping[Split, str]) -> Spli
         if file in there:
             return _checked(read_karpathy(path / file), path / file)
     wanted = [*sorted(lists.values()), f"dataset_{name}.json", f"dataset_{name}.json.gz"]
-    raise FileNotFoundError(f"no annotations in {str(path)!r}: looked for {wanted}; its JSON files are {_few(there)}")
+    raise FileNotFoundError(f"no annotations in {str(path)!r}: looked for {wanted}; its JSON files are {some(there)}")
 
 
 def read_karpathy(path: str | Path) -> Splits:
@@ -85,7 +87,7 @@ def read_karpathy(path: str | Path) -> Splits:
     path = Path(path)
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-        found = f"an object with keys {_few(sorted(data))}" if isinstance(data, dict) else _kind(data)
+        found = f"an object with keys {some(sorted(data))}" if isinstance(data, dict) else _kind(data)
         raise ValueError(
             f"{str(path)!r} is not a Karpathy file: expected an object with a list 'images', found {found}"
         )
@@ -145,7 +147,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 (anything that JSON can hold)
     """
     if not path.is_file():
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no file {path.name!r} in {str(path.parent)!r}; it has {_few(there)}")
+        raise FileNotFoundError(f"no file {path.name!r} in {str(path.parent)!r}; it has {some(there)}")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return json.loads(content)
@@ -165,7 +167,7 @@ def _checked(splits: Splits, path: Path) -> Splits:
         if silent:
             raise ValueError(
                 f"{str(path)!r}, split {split!r}: {len(silent)} of {len(records)} images have no caption or an empty "
-                f"one: {_few(silent)}; remove these entries or fill them in"
+                f"one: {some(silent)}; remove these entries or fill them in"
             )
         for record in records:
             if record.image in where:
@@ -184,7 +186,7 @@ def _text(entry: Any, key: str, where: str) -> str:  # noqa: ANN401 (anything th
         raise ValueError(f"{where} is {_kind(entry)}; expected an object with {key!r}")
     value = entry.get(key)
     if not isinstance(value, str):
-        found = _kind(value) if key in entry else f"missing (keys are {_few(sorted(map(str, entry)))})"
+        found = _kind(value) if key in entry else f"missing (keys are {some(sorted(map(str, entry)))})"
         raise ValueError(f"{where}: {key!r} is {found}; expected text")
     return value
 
@@ -204,9 +206,3 @@ def _id(given: Any, image: str) -> str:  # noqa: ANN401 (anything that JSON can 
 def _kind(value: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
     return kinds.get(type(value), f"the number {value!r}" if isinstance(value, int | float) else type(value).__name__)
-
-
-def _few(names: Sequence[str] | Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    shown = ", ".join(repr(name) for name in names[:most])
-    return f"[{shown}, ...] ({len(names)})" if len(names) > most else f"[{shown}]"

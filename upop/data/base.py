@@ -1,8 +1,8 @@
 """What image-text retrieval needs of any data: batches of pairs to train on, galleries to rank in.
 
-:class:`Retrieval` knows loaders, epochs and ranks; where images and captions come from is a :class:`Gallery`, one per
-split. :class:`~upop.data.retrieval.RetrievalData` fills them from files, :class:`~upop.data.shapes.ShapesRetrieval`
-paints them.
+:class:`RetrievalDataModule` knows loaders, epochs and ranks; where images and captions come from is a
+:class:`Gallery`, one per split. :class:`~upop.data.retrieval.RetrievalData` fills them from files,
+:class:`~upop.data.shapes.ShapesRetrieval` paints them.
 
 Shapes: ``B`` samples of a batch, ``L`` tokens, ``S`` pixels along a side, ``C`` captions of a split.
 """
@@ -23,7 +23,7 @@ from upop.data.texts import Texts, clean_caption, text_limit
 from upop.data.transforms import AUGMENTS, Augment, training_transform
 
 
-class Retrieval(LightningDataModule):
+class RetrievalDataModule(LightningDataModule):
     """Loaders for image-text retrieval over a gallery per split.
 
     Training batches hold ``pixel_values (B, 3, S, S)``, ``input_ids`` and ``attention_mask`` ``(B, L)``, and
@@ -50,7 +50,7 @@ class Retrieval(LightningDataModule):
             image, with a caption drawn anew each epoch.
         clean_captions: Lower-case the captions, strip punctuation and keep 50 words, as BLIP does. CLIP and SigLIP take
             them as they are.
-        seed: Seed of the order, the captions drawn and the augmentation.
+        seed: Seed of the order, the captions drawn and the augmentation; by default ``seed_everything``.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Retrieval(LightningDataModule):
         folds: int = 1,
         train_captions: TrainCaptions = "all",
         clean_captions: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1), "folds": (folds, 1)}
@@ -80,7 +80,7 @@ class Retrieval(LightningDataModule):
         self.augment: Augment = augment
         self.train_captions: TrainCaptions = train_captions
         self.flip, self.text_length, self.folds = flip, text_length, folds
-        self.clean_captions, self.seed = clean_captions, seed
+        self.clean_captions, self.seed = clean_captions, seed or 0
         self._processor: Any = None
         self._galleries: dict[Split, Gallery] = {}
         self._texts: dict[Split, Texts] = {}

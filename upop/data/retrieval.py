@@ -8,12 +8,12 @@ from typing import Any
 from PIL import Image
 
 from upop.data.annotations import SPLITS, Record, Split, Splits, read_splits
-from upop.data.base import Retrieval
+from upop.data.base import RetrievalDataModule
 from upop.data.images import ImageFolder, check_cache, locate, verify
 from upop.data.pairs import Gallery
 
 
-class RetrievalData(Retrieval):
+class RetrievalData(RetrievalDataModule):
     """Image-text retrieval from an image directory and its annotations. Use a subclass, which knows the file names.
 
     Args:
@@ -23,7 +23,7 @@ class RetrievalData(Retrieval):
         verify: Decode every image before training starts, and name those that are broken. Without it, a broken image
             stops the run when its batch comes.
         train_limit: Number of training images to use, the first ones of the file. Default: all.
-        **shared: As :class:`~upop.data.base.Retrieval`.
+        **shared: As :class:`~upop.data.base.RetrievalDataModule`.
     """
 
     name: str

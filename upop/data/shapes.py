@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from upop.data.annotations import Split
-from upop.data.base import Retrieval
+from upop.data.base import RetrievalDataModule
 from upop.data.captions import describe, vocabulary
 from upop.data.drawing import draw, masks
 from upop.data.pairs import Gallery, TrainCaptions
@@ -45,7 +45,7 @@ class ShapesGallery:
             self._kept = {self.side: [draw(scene, self.side, self.seed) for scene in self.scenes]}
 
 
-class ShapesRetrieval(Retrieval):
+class ShapesRetrieval(RetrievalDataModule):
     """Image-text retrieval in a drawn world: two or three coloured shapes and five captions per picture.
 
     A small CLIP learns it from scratch on a CPU in two minutes. Pictures are painted at the size that the model's
@@ -63,7 +63,7 @@ class ShapesRetrieval(Retrieval):
         text_length: Tokens per text at most, special ones included. Default: the tokenizer's own limit.
         folds: Equal consecutive galleries that each evaluated split is cut into and averaged over.
         train_captions: ``all``: an epoch has one sample per caption. ``one``: one per picture, its caption drawn anew.
-        seed: Seed of the scenes, the pictures, the captions and the order.
+        seed: Seed of the scenes, the pictures, the captions and the order; by default ``seed_everything``.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ShapesRetrieval(Retrieval):
         text_length: int | None = None,
         folds: int = 1,
         train_captions: TrainCaptions = "one",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, augment=augment, flip=flip,

@@ -12,7 +12,8 @@ from torch import nn
 
 from upop.families.base import Block, Family
 from upop.families.models import build_dense, describe, example_inputs, image_features, load_dense, text_features
-from upop.structure import KINDS, Kind, Site, closest
+from upop.messages import closest
+from upop.structure import KINDS, Kind, Site
 
 __all__ = [
     "build_dense",

@@ -10,15 +10,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from upop.structure import closest
+from upop.messages import closest
 
 
 def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, Any]:
     """Load a dense model and its processor.
 
     Args:
-        checkpoint: Hugging Face model directory or hub name; ``timm/NAME`` for a timm ViT without pretrained weights of
-            its own hub entry.
+        checkpoint: Hugging Face model directory or hub name; ``timm/NAME`` for a timm ViT with its
+            pretrained weights.
         from_scratch: Build the architecture from its config with random weights instead of loading any.
 
     Returns:

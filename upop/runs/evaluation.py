@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch.utilities import rank_zero_only
 
 from upop.export import load
@@ -11,6 +13,21 @@ from upop.masks import Masks, mask_values
 from upop.report import comparison, console
 from upop.runs.phases import Recipe, evaluate
 from upop.structure import Plan
+
+
+def default_checkpoint(recipe: Recipe, run_dir: Path, dense: bool) -> str:
+    """What a run has to show: its compressed model, else its fine-tuned one, else the checkpoint it starts from.
+
+    Args:
+        recipe: The run.
+        run_dir: Its directory.
+        dense: Take the dense model although there is a compressed one.
+    """
+    for found in [] if dense else [run_dir / "compressed"]:
+        if found.is_dir():
+            return str(found)
+    finetuned = run_dir / "finetune" / "model"
+    return str(finetuned) if finetuned.is_dir() else recipe.task.checkpoint
 
 
 def evaluate_checkpoint(recipe: Recipe, checkpoint: str | None = None, plan: str | None = None) -> dict[str, float]:

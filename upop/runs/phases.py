@@ -18,25 +18,31 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from upop.callbacks import ProgressiveSearch
+from upop.callbacks import ProgressiveSearch, RandomState, StepCheckpoint
 from upop.cost import CostModel, measure
 from upop.export import load, save
 from upop.families import example_inputs, find_sites
 from upop.files import write_atomic
 from upop.runs.directory import RunDirectory
 from upop.runs.timing import Measure
-from upop.structure import Plan
+from upop.structure import Plan, Site
 from upop.surgery import shrink_
 from upop.tasks import Distillation, Task, Training
 
 PHASES = ("finetune", "search", "retrain")
+OWN = {
+    "max_epochs": "set finetune.epochs, search.epochs and retrain.epochs",
+    "default_root_dir": "set run_dir",
+    "num_sanity_val_steps": "leave it out: recalls need the whole split",
+}
+"""Trainer arguments that follow from other keys, and what to do instead."""
 
 
 @dataclass
@@ -74,6 +80,12 @@ class Recipe:
         self.data.set_processor(processor)
         return task
 
+    def sample(self, model: nn.Module) -> dict[str, Tensor]:
+        """One sample of the shapes that the run evaluates with, to count and time; :meth:`new_task` comes first."""
+        limit = self.data.text_length or self.data.processor.tokenizer.model_max_length
+        most = example_inputs(model)["input_ids"].shape[1]
+        return example_inputs(model, min(limit, most))
+
     @property
     def finetunes(self) -> bool:
         """Whether the dense model is trained first."""
@@ -90,6 +102,7 @@ def check(recipe: Recipe) -> None:
     for phase in ("search", "retrain"):
         if recipe.training[phase].epochs < 1:
             raise ValueError(f"{phase}.epochs is {recipe.training[phase].epochs}; give 1 or more")
+    _check_trainer(recipe.trainer)
     try:
         _trainer(recipe, [], Path.cwd())
     except MisconfigurationException as error:
@@ -99,7 +112,23 @@ def check(recipe: Recipe) -> None:
     if recipe.task.from_scratch and not recipe.finetunes:
         raise ValueError("model.from_scratch starts from random weights; give finetune.epochs of 1 or more")
     recipe.new_task(model, processor)
-    _bind(copy.deepcopy(recipe.search), model, Path("plan.json"))
+    _bind(recipe, copy.deepcopy(recipe.search), model, Path("plan.json"))
+
+
+def _check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what upop sets itself and what it does not serve yet, rather than ignore it."""
+    for key, advice in OWN.items():
+        if settings.get(key) is not None:
+            raise ValueError(f"trainer.{key} is {settings[key]!r}, but upop sets it; {advice}")
+    if settings.get("enable_checkpointing") is False:
+        raise ValueError("trainer.enable_checkpointing is False, but a run has to be resumable; leave it out")
+    precision = str(settings.get("precision") or "32-true")
+    if precision.endswith("-true") and not precision.startswith("32"):
+        raise ValueError(f"trainer.precision is {precision!r}, but weights stay in fp32; give bf16-mixed or 16-mixed")
+    strategy = settings.get("strategy")
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if any(part in name.lower() for part in ("fsdp", "deepspeed", "modelparallel")):
+        raise ValueError(f"trainer.strategy is {name!r}, which shards weights that masks need whole; give auto or ddp")
 
 
 def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> None:
@@ -126,7 +155,7 @@ def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> Non
             start = time.perf_counter()
             seed_everything(recipe.seed, workers=True, verbose=False)  # before random weights and the queue are drawn
             facts = steps[phase](recipe, directory)
-            directory.finish(phase, {**facts, "seconds": round(time.perf_counter() - start, 1)})
+            directory.finish(phase, {**facts, "seconds_last_attempt": round(time.perf_counter() - start, 1)})
             _wait_for_all_ranks()
         else:
             raise ValueError(
@@ -163,7 +192,7 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     if directory.evaluation("dense") is None:
         directory.note_evaluation("dense", evaluate(recipe, task))
     search = copy.deepcopy(recipe.search)
-    sites, cost = _bind(search, model, directory.path / "plan.json")
+    sites, cost = _bind(recipe, search, model, directory.path / "plan.json")
     _distil(recipe, task, source)
     _train(recipe, directory, "search", task, [search])
     plan = search.plan
@@ -177,7 +206,7 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     _save_carried(task.carried(), directory.phase("search"))
     facts = {"source": source, "params": cost.remaining(plan.kept(), "params")}
     _save(task.model, processor, directory.phase("search") / "compressed", plan, search.units, facts)
-    return {"model": "search/compressed", "steps_left_out": search.left_out}
+    return {"model": "search/compressed", "steps_left_out": search.left_out, "history": search.history}
 
 
 def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
@@ -188,16 +217,16 @@ def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     _train(recipe, directory, "retrain", task, [])
     metrics = evaluate(recipe, task)
     directory.note_evaluation("retrained", metrics)
-    plan = Plan.load(directory.path / "plan.json")
     facts = {"source": dense_checkpoint(recipe, directory), "metrics": metrics}
+    plan = Plan.load(directory.path / "plan.json")
     _save(task.model, processor, directory.path / "compressed", plan, recipe.search.units, facts)
     return {"model": "compressed"}
 
 
-def _bind(search: ProgressiveSearch, model: nn.Module, plan_path: Path) -> tuple[list[Any], CostModel]:
+def _bind(recipe: Recipe, search: ProgressiveSearch, model: nn.Module, plan_path: Path) -> tuple[list[Site], CostModel]:
     """Tell the search what it searches."""
     sites = find_sites(model, search.units)
-    cost = CostModel(sites, measure(model, sites, example_inputs(model)))
+    cost = CostModel(sites, measure(model, sites, recipe.sample(model)))
     search.bind(sites, cost, plan_path)
     return sites, cost
 
@@ -230,7 +259,8 @@ def _train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, call
 def _checkpoints(last: Path) -> list[Callback]:
     """One file to go on from, rewritten after each epoch and every ten minutes within one."""
     clocks: list[dict[str, Any]] = [{"every_n_epochs": 1}, {"train_time_interval": timedelta(minutes=10)}]
-    return [ModelCheckpoint(last.parent, last.stem, enable_version_counter=False, **clock) for clock in clocks]
+    kept = [StepCheckpoint(last.parent, last.stem, enable_version_counter=False, **clock) for clock in clocks]
+    return [RandomState(), *kept]
 
 
 def _trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401

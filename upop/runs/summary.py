@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from rich.table import Table
 from upop import __version__
 from upop.cost import CostModel, measure
 from upop.export import load
-from upop.families import example_inputs, find_sites
+from upop.families import find_sites
 from upop.files import write_json
 from upop.report import allocation, comparison, console, removed_table, search_curve
 from upop.runs.directory import RunDirectory
-from upop.runs.phases import Recipe, dense_checkpoint
+from upop.runs.phases import PHASES, Recipe, dense_checkpoint
 from upop.runs.timing import Speed, compare_speed
 from upop.structure import Plan
 
@@ -35,11 +34,12 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     Returns:
         What summary.json holds.
     """
-    dense, _ = load(dense_checkpoint(recipe, directory))
+    dense, processor = load(dense_checkpoint(recipe, directory))
     cut, _ = load(directory.path / "compressed")
     plan = Plan.load(directory.path / "plan.json")
     sites = find_sites(dense, recipe.search.units)
-    inputs = example_inputs(dense)
+    recipe.new_task(dense, processor)
+    inputs = recipe.sample(dense)
     cost = CostModel(sites, measure(dense, sites, inputs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed = compare_speed(
@@ -50,8 +50,9 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     )
     states = _states(directory, cost, plan, speed)
     allocation(directory.path / "allocation.png", sites, plan)
-    rows = read_metrics(directory.phase("search") / "logs")
-    search_curve(directory.path / "search.png", rows, recipe.search.budget.removed)
+    budget = recipe.search.budget
+    target = budget.target(cost) / cost.prunable(budget.of)
+    search_curve(directory.path / "search.png", directory.facts("search")["history"], target)
     shares = cost.shares(plan.kept())
     summary = {
         "format": SUMMARY_FORMAT,
@@ -60,7 +61,7 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         "speed": {name: asdict(found) for name, found in speed.items()},
         "removed": [asdict(share) for share in shares],
         "steps_left_out": directory.facts("search").get("steps_left_out", 0),
-        "seconds": {phase: directory.facts(phase).get("seconds") for phase in ("finetune", "search", "retrain")},
+        "seconds_last_attempt": {phase: directory.facts(phase).get("seconds_last_attempt") for phase in PHASES},
         "files": _files(directory.path),
     }
     write_json(directory.path / "summary.json", summary)
@@ -108,22 +109,3 @@ def _file_table(files: Mapping[str, str]) -> Table:
     for what, where in files.items():
         table.add_row(what, where)
     return table
-
-
-def read_metrics(logs: Path) -> Sequence[Mapping[str, float]]:
-    """Rows of the metrics that Lightning's CSV logger wrote, in order; a resumed phase has several files.
-
-    Args:
-        logs: Directory that holds ``version_*/metrics.csv``.
-    """
-    files = sorted(logs.glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.rpartition("_")[2]))
-    rows: list[Mapping[str, float]] = []
-    for file in files:
-        with file.open(newline="") as handle:
-            found = [
-                {key: float(value) for key, value in row.items() if value not in ("", None)}
-                for row in csv.DictReader(handle)
-            ]
-        first = min((row["step"] for row in found), default=0.0)
-        rows = [*(row for row in rows if row["step"] < first), *found]
-    return rows

@@ -14,7 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from upop.structure import Site, closest, some
+from upop.messages import closest, some
+from upop.structure import Site
 
 Allocation = Literal["unified", "per_modality", "uniform"]
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)

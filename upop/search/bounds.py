@@ -15,7 +15,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from upop.structure import KINDS, MODALITIES, Kind, Site, closest, some
+from upop.messages import closest, some
+from upop.structure import KINDS, MODALITIES, Kind, Site
 
 # Slack for float noise, in units: 0.3 of 10 units are 3, not 2.9999999999999996.
 NOISE = 1e-9

@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from upop.messages import closest
 from upop.search import bounds
 from upop.search.allocation import ALLOCATIONS, Allocation
 from upop.search.ranking import Limit, Ranking, Steps, nearest, refine, smallest_step
 from upop.search.reach import Part, check_reach, parts
-from upop.structure import CURRENCIES, KINDS, Currency, Kind, Modality, Site, closest
+from upop.structure import CURRENCIES, KINDS, Currency, Kind, Modality, Site
 
 Scope = Literal["prunable", "model"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

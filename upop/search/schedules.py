@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from upop.structure import closest
+from upop.messages import closest
 
 Schedule = Literal["sine", "cubic", "one_shot"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

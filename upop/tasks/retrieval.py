@@ -31,7 +31,7 @@ class Retrieval(Task):
         compile: Compile the towers with ``torch.compile``; the first steps take longer.
         contrast: ``batch`` contrasts the pairs of the batch (over all ranks); ``queue`` adds momentum encoders, a
             queue of their features and soft targets, as the authors train.
-        queue_size: Pairs that the queue holds; a multiple of the global batch size.
+        queue_size: Pairs that the queue holds.
         momentum: Share of the momentum encoders that stays at each step, in [0, 1).
         soft_targets: Weight of the momentum encoders' distribution in the target, in [0, 1]; it rises over the first
             epoch.
@@ -123,14 +123,15 @@ class Retrieval(Task):
         """Contrastive loss of a batch, plus distillation where it is on."""
         images, texts = self.features(self.model, batch)
         scale = self.scale(self.model)
-        gathered = self._gather(images), self._gather(texts)
         index = self._gather(batch["image_index"])
-        if self.contrast == "queue":
-            loss = self._queue_loss(images, texts, scale, batch)
+        queue = self._queue_loss(images, texts, scale, batch, index) if self.contrast == "queue" else None
+        if queue is not None and not self.distillation.on:
+            loss = queue
         else:
-            loss = contrastive(*gathered, scale, index)
-        if self.distillation.on:
-            loss = loss + self._distillation_loss(gathered, scale, batch)
+            gathered = self._gather(images), self._gather(texts)
+            loss = contrastive(*gathered, scale, index) if queue is None else queue
+            if self.distillation.on:
+                loss = loss + self._distillation_loss(gathered, scale, batch)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -155,17 +156,19 @@ class Retrieval(Task):
         self.log("loss/distillation", loss.detach())
         return loss
 
-    def _queue_loss(self, images: Tensor, texts: Tensor, scale: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def _queue_loss(
+        self, images: Tensor, texts: Tensor, scale: Tensor, batch: dict[str, Tensor], index: Tensor
+    ) -> Tensor:
         """Soft-target contrast against the batch of all ranks and the queue (ALBEF, BLIP)."""
         with torch.no_grad():
             moving_average_(self.momentum_model, self.model, self.momentum)
             image_m, text_m = self.features(self.momentum_model, batch)
-            index = self._gather(batch["image_index"])
             gathered = self._gather(image_m), self._gather(text_m)
             all_images = torch.cat([gathered[0], self.image_queue])
             all_texts = torch.cat([gathered[1], self.text_queue])
             target = positives(batch["image_index"], torch.cat([index, self.queue_index]))
-        softness = self.soft_targets * min(1.0, self.trainer.global_step / max(1, self.trainer.num_training_batches))
+        steps = self.trainer.estimated_stepping_batches / self.training_settings.epochs
+        softness = self.soft_targets * min(1.0, self.trainer.global_step / steps)
         loss = 0.5 * (
             soft_contrastive(images, all_texts, image_m, scale, target, softness)
             + soft_contrastive(texts, all_images, text_m, scale, target, softness)

@@ -9,8 +9,9 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 
+from upop.messages import closest
 from upop.search.policies.base import Policy
-from upop.structure import Site, closest
+from upop.structure import Site
 
 __all__ = ["Policy", "create", "names"]
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from upop.structure import Site, some
+from upop.messages import some
+from upop.structure import Site
 
 
 class Policy(ABC):
