@@ -25,6 +25,7 @@ def test_summary_says_what_the_files_say(config: dict[str, Any], capsys: pytest.
     assert summary == json.loads((path / "summary.json").read_text())
     for what in ("parameters", "FLOPs", "latency, ms", "samples/s", "R@1", "vision", "head_dim", "neuron", str(path)):
         assert what in screen, what
+    assert "image to text R@1" in (path / "summary.txt").read_text()
     plan = json.loads((path / "plan.json").read_text())
     assert summary["states"]["retrained"]["params"] == plan["facts"]["params"]["left"]
     assert sum(row["params_removed"] for row in summary["removed"]) == (

@@ -14,8 +14,8 @@ from upop import __version__
 from upop.cost import CostModel, measure
 from upop.export import load
 from upop.families import find_sites
-from upop.files import write_json
-from upop.report import allocation, comparison, console, removed_table, search_curve
+from upop.files import write_json, write_text
+from upop.report import allocation, comparison, console, removed_table, render, search_curve
 from upop.runs.directory import RunDirectory
 from upop.runs.phases import PHASES, Recipe, dense_checkpoint
 from upop.runs.timing import Speed, compare_speed
@@ -66,11 +66,12 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     }
     write_json(directory.path / "summary.json", summary)
     found = speed["dense"]
+    tables = [removed_table(shares), comparison(states)]
+    note = f"latency of a batch of {found.batch_size} on {found.device}, median of {found.rounds}, side by side"
+    write_text(directory.path / "summary.txt", "\n".join([*map(render, tables), note, ""]))
     out = console()
-    out.print(removed_table(shares))
-    out.print(comparison(states))
-    out.print(f"latency of a batch of {found.batch_size} on {found.device}, median of {found.rounds}, side by side")
-    out.print(_file_table(_files(directory.path)))
+    for part in (*tables, note, _file_table(_files(directory.path))):
+        out.print(part)
     return summary
 
 
@@ -97,6 +98,7 @@ def _files(path: Path) -> dict[str, str]:
         "compressed model": "compressed",
         "plan": "plan.json",
         "summary": "summary.json",
+        "tables": "summary.txt",
         "what is kept where": "allocation.png",
         "the search over time": "search.png",
         "configuration": "config.yaml",
