@@ -31,7 +31,7 @@ test: $(READY) ## tests and doctests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY) ## tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(READY) ## every benchmark in tools/, one after another; takes long
 	@set -e; for tool in tools/bench_*.py; do echo "== $$tool"; $(BIN)/python "$$tool"; done
