@@ -220,6 +220,16 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
     assert Plan.load(tmp_path / "plan.json").facts["steps_left_out"] == 1
 
 
+@pytest.mark.parametrize("policy", ["magnitude", "random"])
+def test_policies_without_gradients_are_guarded_too(tmp_path: Path, policy: str) -> None:
+    task, callback = Poisoned(lr=0.01), search(policy=policy)
+    bound(callback, task, tmp_path / "plan.json")
+    with pytest.warns(UserWarning, match="mask gradients are not finite"):
+        trainer(callback, tmp_path).fit(task, loader())
+    assert callback.left_out == 1
+    assert all(torch.isfinite(value).all() for value in task.state_dict().values())
+
+
 def test_resumed_search_equals_the_unbroken_one(tmp_path: Path) -> None:
     whole, callback = Regression(lr=0.01), search()
     bound(callback, whole, tmp_path / "whole.json")

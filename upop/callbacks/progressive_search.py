@@ -137,9 +137,6 @@ class ProgressiveSearch(Callback):
         Gradient clipping comes later and does not touch them; accumulated micro-batches are averaged already.
         """
         masks = self._attached()
-        if not self._policy.needs_gradients:
-            masks.clear()
-            return
         gradients = masks.gradients()
         flat = torch.cat([gradient.float() for gradient in gradients.values()])
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -155,8 +152,9 @@ class ProgressiveSearch(Callback):
             at = f"step {trainer.global_step} ({self.left_out} so far)"
             rank_zero_warn(f"mask gradients are not finite: left out {at}, weights unchanged")
             return
-        parts = flat.split([gradient.numel() for gradient in gradients.values()])
-        self._policy.collect(dict(zip(gradients, parts, strict=True)), masks.values())
+        if self._policy.needs_gradients:
+            parts = flat.split([gradient.numel() for gradient in gradients.values()])
+            self._policy.collect(dict(zip(gradients, parts, strict=True)), masks.values())
 
     def on_train_batch_end(
         self,

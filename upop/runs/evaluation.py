@@ -23,10 +23,9 @@ def default_checkpoint(recipe: Recipe, run_dir: Path, dense: bool) -> str:
         run_dir: Its directory.
         dense: Take the dense model although there is a compressed one.
     """
-    for found in [] if dense else [run_dir / "compressed"]:
-        if found.is_dir():
-            return str(found)
-    finetuned = run_dir / "finetune" / "model"
+    compressed, finetuned = run_dir / "compressed", run_dir / "finetune" / "model"
+    if compressed.is_dir() and not dense:
+        return str(compressed)
     return str(finetuned) if finetuned.is_dir() else recipe.task.checkpoint
 
 

@@ -81,7 +81,7 @@ class Recipe:
         return task
 
     def sample(self, model: nn.Module) -> dict[str, Tensor]:
-        """One sample of the shapes that the run evaluates with, to count and time; :meth:`new_task` comes first."""
+        """One sample of the shapes that the run evaluates with, to count and time; the data know the processor."""
         limit = self.data.text_length or self.data.processor.tokenizer.model_max_length
         most = example_inputs(model)["input_ids"].shape[1]
         return example_inputs(model, min(limit, most))

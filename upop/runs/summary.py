@@ -38,7 +38,7 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     cut, _ = load(directory.path / "compressed")
     plan = Plan.load(directory.path / "plan.json")
     sites = find_sites(dense, recipe.search.units)
-    recipe.new_task(dense, processor)
+    recipe.data.set_processor(processor)
     inputs = recipe.sample(dense)
     cost = CostModel(sites, measure(dense, sites, inputs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
