@@ -3,7 +3,8 @@
     python tools/bench_policies.py --removed 0.5 0.75 0.9 --seeds 42 43 --jobs 2
 
 Every cell is one `upop fit` of configs/flickr8k_retrieval_mini.yaml with overrides, in a run directory of its own, so a
-killed comparison goes on where it stood. `uniform` is the paper's policy with the same share removed at every site. The
+killed comparison goes on where it stood. `uniform` is the paper's policy with the same share removed at every site,
+`settled` the paper's with the order of the units standing still over the second half of the search. The
 table shows the mean of the six recalls (five galleries of 200 test photographs): after the cut -> after retraining.
 """
 
@@ -25,6 +26,7 @@ from rich.table import Table
 CONFIG = "configs/flickr8k_retrieval_mini.yaml"
 METHODS = {
     "unified": ["--search.policy=unified"],
+    "settled": ["--search.policy=unified", "--search.settle=0.5"],
     "uniform": ["--search.policy=unified", "--search.allocation=uniform"],
     "taylor": ["--search.policy=taylor"],
     "magnitude": ["--search.policy=magnitude"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -230,24 +231,55 @@ def test_policies_without_gradients_are_guarded_too(tmp_path: Path, policy: str)
     assert all(torch.isfinite(value).all() for value in task.state_dict().values())
 
 
-def test_resumed_search_equals_the_unbroken_one(tmp_path: Path) -> None:
-    whole, callback = Regression(lr=0.01), search()
+@pytest.mark.parametrize("settle", [1.0, 0.3])
+def test_resumed_search_equals_the_unbroken_one(tmp_path: Path, settle: float) -> None:
+    whole, callback = Regression(lr=0.01), search(settle=settle)
     bound(callback, whole, tmp_path / "whole.json")
     trainer(callback, tmp_path).fit(whole, loader())
 
-    broken, first = Regression(lr=0.01), search()
+    broken, first = Regression(lr=0.01), search(settle=settle)
     bound(first, broken, tmp_path / "broken.json")
     half = trainer(first, tmp_path)
     half.callbacks.append(Saver(tmp_path / "half.ckpt"))
     half.fit(broken, loader())
     assert not (tmp_path / "broken.json").exists()
 
-    resumed, second = Regression(lr=0.01), search()
+    resumed, second = Regression(lr=0.01), search(settle=settle)
     bound(second, resumed, tmp_path / "resumed.json")
     trainer(second, tmp_path).fit(resumed, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert Plan.load(tmp_path / "resumed.json").keep == Plan.load(tmp_path / "whole.json").keep
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def dropped_at_updates(callback: ProgressiveSearch, path: Path) -> list[set[tuple[str, int]]]:
+    """Units selected to go at each update."""
+    task = Regression(lr=0.05)
+    sites = bound(callback, task, path / "plan.json")
+    found: list[set[tuple[str, int]]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if callback.plan and len(found) < len(callback.history):
+                keep = callback.plan.keep
+                found.append({(s.name, u) for s in sites for u in range(s.units) if u not in keep[s.name]})
+
+    running = trainer(callback, path)
+    running.callbacks.append(Watch())
+    running.fit(task, loader(batch_size=2))
+    return found
+
+
+def test_a_settled_search_exchanges_no_unit(tmp_path: Path) -> None:
+    free, settled = search(interval=2), search(interval=2, settle=0.5)
+    moving, still = dropped_at_updates(free, tmp_path), dropped_at_updates(settled, tmp_path)
+    assert len(moving) == len(still) == 8
+    assert moving[:4] == still[:4], "up to the half of 16 steps the same"
+    assert all(earlier <= later for earlier, later in itertools.pairwise(still[3:]))
+    assert not all(earlier <= later for earlier, later in itertools.pairwise(moving[3:]))
+    returned = [len(earlier - later) for earlier, later in itertools.pairwise(moving)]
+    assert [row["units_returned"] for row in free.history] == [0, *returned]
+    assert sum(row["units_returned"] for row in settled.history[4:]) == 0
 
 
 def test_what_is_logged(tmp_path: Path) -> None:
@@ -282,6 +314,8 @@ def test_messages() -> None:
         ValueError, match=r"search.interval is 0; give the optimizer steps " "between two updates, 1 or more"
     ):
         ProgressiveSearch(interval=0)
+    with pytest.raises(ValueError, match=r"search.settle is 0.0; it is a fraction of the search, above 0 "):
+        ProgressiveSearch(settle=0.0)
     with pytest.raises(ValueError, match=r"search.removed is 1.3; it is the fraction to remove, between 0 and 1"):
         ProgressiveSearch(removed=1.3)
     with pytest.raises(ValueError, match=r"did you mean 'taylor'"):

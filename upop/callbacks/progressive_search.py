@@ -36,6 +36,9 @@ class ProgressiveSearch(Callback):
             ``magnitude`` or ``random``.
         schedule: How the removed fraction rises over the steps: ``sine`` (the paper's), ``cubic`` or ``one_shot``.
         interval: Optimizer steps between two mask updates. The authors advise as many as remove about 1 %.
+        settle: Fraction of the search after which the order of the units stands still: the selection goes on growing
+            by it, but no unit is exchanged any more, so that each has faded over many steps when it is cut. 1.0 (the
+            paper's) ranks anew until the end, and a unit chosen at the last update is cut nearly whole.
         allocation: ``unified`` ranks all units in one list; ``per_modality`` gives each tower its own fraction;
             ``uniform`` removes about the same share of every site.
         fractions: Fraction to remove per modality, for ``per_modality``.
@@ -55,6 +58,7 @@ class ProgressiveSearch(Callback):
         policy: str = "unified",
         schedule: Literal["sine", "cubic", "one_shot"] = "sine",
         interval: int = 50,
+        settle: float = 1.0,
         allocation: Literal["unified", "per_modality", "uniform"] = "unified",
         fractions: dict[str, float] | None = None,
         floor: dict[str, float] | None = None,
@@ -67,6 +71,9 @@ class ProgressiveSearch(Callback):
             raise ValueError(
                 f"search.interval is {interval!r}; give the optimizer steps between two updates, 1 or more"
             )
+        if not 0.0 < settle <= 1.0:
+            raise ValueError(f"search.settle is {settle!r}; it is a fraction of the search, above 0 and at most 1")
+        self.settle = settle
         self.budget = Budget(
             0.5 if removed is None and not fractions else removed,
             of,
@@ -84,12 +91,14 @@ class ProgressiveSearch(Callback):
         fraction(schedule, 0, 1)
         self.plan: Plan | None = None
         self.left_out = 0
+        self.returned = 0
         self.finished = False
         self.history: list[dict[str, float]] = []
         self._losses: list[Tensor] = []
         self._sites: tuple[Site, ...] = ()
         self._masks: Masks | None = None
         self._updated_at = -1
+        self._settled: dict[str, Tensor] = {}
         self._restored: dict[str, Any] = {}
 
     def bind(self, sites: Sequence[Site], cost: CostModel, plan_path: str | Path) -> None:
@@ -188,11 +197,18 @@ class ProgressiveSearch(Callback):
             steps: Optimizer steps of the search.
         """
         share = fraction(self.schedule, step, steps)
-        norms = unit_norms(pl_module.model, self._sites) if self._policy.needs_norms else None
-        ranked = priorities(self._policy.scores(norms), self._sites, self.budget.allocation)
+        ranked = self._settled or self._priorities(pl_module)
+        if self.settle < 1.0 and step + 1 >= self.settle * steps:
+            self._settled = ranked
         keep = select(ranked, self._sites, self._cost, self.budget, share)
+        self.returned = _returned(self.plan, keep)
         self.plan = Plan.of(keep, self._sites, self._facts(keep, step, steps))
         self._attached().write_(mask_values(self._sites, self.plan, dropped=1.0 - share))
+
+    def _priorities(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Priority of each unit by what the policy knows now."""
+        norms = unit_norms(pl_module.model, self._sites) if self._policy.needs_norms else None
+        return priorities(self._policy.scores(norms), self._sites, self.budget.allocation)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the finished plan; a search that was stopped early writes none."""
@@ -221,6 +237,7 @@ class ProgressiveSearch(Callback):
             "history": [dict(row) for row in self.history],
             "left_out": self.left_out,
             "updated_at": self._updated_at,
+            "settled": dict(self._settled),
             "finished": self.finished,
         }
 
@@ -231,7 +248,7 @@ class ProgressiveSearch(Callback):
         self._restored = state_dict
         self.plan = Plan.from_dict(state_dict["plan"]) if state_dict["plan"] else None
         self.left_out, self._updated_at = state_dict["left_out"], state_dict["updated_at"]
-        self.finished = state_dict["finished"]
+        self.finished, self._settled = state_dict["finished"], dict(state_dict["settled"])
         self.history = [dict(row) for row in state_dict["history"]]
 
     def _attached(self) -> Masks:
@@ -259,7 +276,7 @@ class ProgressiveSearch(Callback):
                 for number in mine:
                     kind = shares[number].kind.replace(" x ", "+")
                     progress[f"{name}/{kind}"] = gone[number] / whole[number]
-        return progress | {"steps_left_out": float(self.left_out)}
+        return progress | {"steps_left_out": float(self.left_out), "units_returned": float(self.returned)}
 
     def _mean_loss(self) -> dict[str, float]:
         """Mean loss of the batches since the last update."""
@@ -275,6 +292,7 @@ class ProgressiveSearch(Callback):
             "policy": self.policy_name,
             "allocation": self.budget.allocation,
             "schedule": self.schedule,
+            "settle": self.settle,
             "units": list(self.units),
             "step": step + 1,
             "steps": steps,
@@ -282,3 +300,10 @@ class ProgressiveSearch(Callback):
             "params": {"dense": self._cost.whole("params"), "left": self._cost.remaining(kept, "params")},
             "flops": {"dense": self._cost.whole("flops"), "left": self._cost.remaining(kept, "flops")},
         }
+
+
+def _returned(before: Plan | None, keep: Mapping[str, Sequence[int]]) -> int:
+    """Number of units that were selected to go at the update before and are whole again."""
+    if before is None:
+        return 0
+    return sum(len(set(units).difference(before.keep[name])) for name, units in keep.items())
