@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests import tiny
+from tests.export import test_importing as importing
 from tests.recipes import write
 from upop.cli import main
+from upop.export import save
 from upop.structure import Plan
 
 
@@ -35,7 +39,7 @@ def test_help_names_every_verb_in_under_two_seconds() -> None:
     start = time.perf_counter()
     result = subprocess.run([sys.executable, "-m", "upop.cli", "--help"], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    for verb in ("fit", "finetune", "search", "retrain", "test", "inspect"):
+    for verb in ("fit", "finetune", "search", "retrain", "test", "inspect", "import"):
         assert f"  {verb} " in result.stdout
     assert (
         "torch"
@@ -225,6 +229,27 @@ def test_weights_that_are_missing(
         f"upop: error: checkpoint '{tmp_path}/model' lacks weights ['logit_scale']; is it complete, and does its "
         "config.json belong to it?\n"
     ), "one line, and nothing else"
+
+
+def test_import_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    like = save(tiny.build("blip_captioning"), importing.processor(importing.bert()), tmp_path / "like")
+    made = importing.larger("captioning")
+    file = importing.checkpoint(tmp_path / "model.pth", made, lambda state: state.update(temp=torch.zeros(1)))
+    options = ["import", file, "--like", str(like), "--to", str(tmp_path / "out")]
+    assert fails(capsys, *options) == (
+        f"'{file}' is for images of 24 pixels, --like '{like}' for 16; give --image-size 24 to take it as it is, or "
+        "another to interpolate its position embeddings"
+    )
+    capsys.readouterr()
+    main([*options, "--image-size", "32"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"took {len(made.state_dict())} tensors, of captioning"
+    assert lines[1] == "dropped ['temp']"
+    assert "interpolated the position embeddings from 24 to 32 pixels" in lines
+    assert lines[-1] == f"wrote {tmp_path / 'out'}"
+    main(["inspect", str(tmp_path / "out")])
+    assert "fusion" in capsys.readouterr().out
+    assert fails(capsys, *options) == f"'{tmp_path / 'out'}' exists already; give a directory that does not"
 
 
 def test_a_plan_made_for_another_model(

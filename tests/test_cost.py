@@ -83,6 +83,61 @@ def test_clip_by_hand():
     assert cost.removed({}, "params") == cost.removed({}, "flops") == 0
 
 
+def test_blip_by_hand():
+    sites, cost = cost_of(tiny.build("blip_retrieval"), ("head_dim", "neuron"))
+    assert cost.measured.tokens == {"vision": 5, "text_encoder": 12, "text_encoder.crossattention": 5}
+    # Queries of the text at its width of 24, keys and values of the image at its width of 32.
+    weights = 24 * 25 + 2 * 24 * 33 + 24 * 24
+    assert cost.prunable("params", "fusion") == 3 * weights
+    flops = 2 * (12 * 24 * 24 + 2 * 5 * 32 * 24 + 12 * 24 * 24) + 4 * 12 * 5 * 24
+    assert cost.prunable("flops", "fusion") == 3 * flops
+    name = next(site.name for site in sites if site.modality == "fusion")
+    assert cost.removed({name: 7}, "params", "fusion") == weights // 8
+    assert cost.removed({name: 7}, "flops") == flops // 8
+    own = 2 * 12 * (4 * 24 * 24 + 2 * 24 * 40) + 4 * 12 * 12 * 24
+    assert cost.prunable("flops", "text") == 3 * own
+
+
+def test_two_images_are_two_sequences():
+    _, cost = cost_of(tiny.build("blip_nlvr"), ("head",))
+    assert (cost.measured.tokens["vision"], cost.measured.sequences) == (10, {"vision": 2})
+    assert cost.prunable("flops", "vision") == 2 * 2 * (2 * 5 * 4 * 32 * 32 + 4 * 5 * 5 * 32)
+
+
+def test_streams_that_run_twice_count_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(2, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.down(self.up(self.down(self.up(x))))
+
+    layers = Layer("up", 2, 6, True, "text"), Layer("down", 6, 2, True, "text")
+    site = Site("neuron", "neuron", "text", 0, (Cut(layers[0], "out", (6,), 0), Cut(layers[1], "in", (6,), 0)))
+    measured = measure(Twice(), [site], {"x": torch.zeros(1, 5, 2)})
+    assert measured.tokens == {"text": 10}
+    assert CostModel([site], measured).prunable("flops") == measured.flops == 2 * 2 * 5 * 2 * 2 * 6
+
+
+@pytest.mark.parametrize("question", [lambda mask: mask.all(), lambda mask: mask.bool().all(), lambda mask: mask.any()])
+def test_a_mask_is_whole_and_no_other_question_is_answered(question):
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x, mask):
+            return self.layer(x) if question(mask) else x
+
+    inputs = {"x": torch.zeros(1, 3, 2), "mask": torch.ones(1, 3)}
+    if question(torch.tensor([True, False])):
+        with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
+            measure(Asks(), [], inputs)
+    else:
+        assert measure(Asks(), [], inputs).flops == 2 * 3 * 4
+
+
 def test_heads_and_head_dims_multiply():
     sites, cost = cost_of(tiny.build("clip"))
     kept = {site.name: {"head": 1, "head_dim": 6}[site.kind] for site in sites if site.kind != "neuron"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
     CLIPConfig,
     CLIPModel,
     DeiTConfig,
@@ -21,6 +26,9 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+
+from upop.families.blip_attention import swap_attention_
+from upop.families.blip_nlvr import BlipForVisualReasoning, BlipNlvrConfig
 
 VISION = {
     "hidden_size": 32,
@@ -69,6 +77,37 @@ def dual_encoder() -> nn.Module:
     return VisionTextDualEncoderModel(config)
 
 
+def blip_config(**vision: int) -> BlipConfig:
+    return BlipConfig(
+        vision_config=VISION | {"initializer_range": 0.02} | vision,
+        text_config=TEXT | IDS | {"sep_token_id": 1},
+        image_text_hidden_size=16,
+    )
+
+
+def blip_retrieval() -> nn.Module:
+    return swapped(BlipForImageTextRetrieval(blip_config()))
+
+
+def blip_vqa() -> nn.Module:
+    """Vision and text have one width: the decoder is built for the images' but attends to the questions."""
+    return swapped(BlipForQuestionAnswering(blip_config(hidden_size=24, num_attention_heads=4)))
+
+
+def blip_captioning() -> nn.Module:
+    return swapped(BlipForConditionalGeneration(blip_config()))
+
+
+def blip_nlvr() -> nn.Module:
+    """Three text layers of which the last two merge the images."""
+    return BlipForVisualReasoning(BlipNlvrConfig(vision_config=VISION, text_config=TEXT | IDS))
+
+
+def swapped(model: nn.Module) -> nn.Module:
+    swap_attention_(model)
+    return model
+
+
 def timm_vit() -> nn.Module:
     return timm.models.VisionTransformer(
         img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=1.5, num_classes=5
@@ -83,6 +122,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "bert": bert,
     "dual_encoder": dual_encoder,
     "timm_vit": timm_vit,
+    "blip_retrieval": blip_retrieval,
+    "blip_vqa": blip_vqa,
+    "blip_captioning": blip_captioning,
+    "blip_nlvr": blip_nlvr,
 }
 
 
@@ -113,6 +156,10 @@ def inputs(model: nn.Module, batch: int = 3, seed: int = 0) -> dict[str, Tensor]
         return {"pixel_values": images}
     if kind == "BertModel":
         return {"input_ids": ids}
+    if kind == "BlipForQuestionAnswering":
+        return {"pixel_values": images, "input_ids": ids, "decoder_input_ids": ids[:, :4]}
+    if kind == "BlipForVisualReasoning":
+        return {"pixel_values": torch.stack([images, -images.flip(-1)], dim=1), "input_ids": ids}
     return {"pixel_values": images, "input_ids": ids}
 
 
@@ -129,9 +176,28 @@ def compute(model: nn.Module, seed: int = 0) -> Tensor:
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in inputs(model, seed=seed).items()
     }
+    if type(model).__name__.startswith("Blip"):
+        return torch.cat([value.flatten() for value in _blip(model, given)])
     result = model(**given)
     if isinstance(result, Tensor):
         return result.flatten()
     names = ("logits_per_image", "image_embeds", "text_embeds", "last_hidden_state", "pooler_output")
     found = [getattr(result, name, None) for name in names]
     return torch.cat([value.flatten() for value in found if value is not None])
+
+
+def _blip(model: nn.Module, given: dict[str, Tensor]) -> list[Tensor]:
+    """The scores or logits, and states before them, which lie closer to what is cut."""
+    if isinstance(model, BlipForImageTextRetrieval):
+        matching, contrast = model(**given), model(**given, use_itm_head=False)
+        return [matching.last_hidden_state, matching.itm_score, contrast.itm_score]
+    seen: list[Any] = []  # VQA does not return the logits of its decoder
+    tower = model.text_encoder if isinstance(model, BlipForVisualReasoning) else model.text_decoder
+    hook = tower.register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        result = model(**given)
+    finally:
+        hook.remove()
+    if isinstance(model, BlipForVisualReasoning):
+        return [result.logits, *seen]
+    return [result.last_hidden_state, seen[0].logits]

@@ -30,6 +30,7 @@ VERBS = {
     "retrain": "train the cut model and export it",
     "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
     "inspect": "show what can be cut in a model or a recipe's model, before any training",
+    "import": "make a model directory of a BLIP checkpoint in its authors' format (FILE.pth --like MODEL --to DIR)",
 }
 UNKNOWN_KEY = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)"
@@ -92,6 +93,8 @@ def _run(verb: str, arguments: list[str]) -> None:
     _quiet()
     if verb == "inspect":
         _inspect(arguments)
+    elif verb == "import":
+        _import(arguments)
     elif verb == "test":
         _test(arguments)
     else:
@@ -277,6 +280,26 @@ def _inspect(arguments: list[str]) -> None:
         checkpoint, units = recipe.task.checkpoint, units or recipe.search.units
         length = length or recipe.data.text_length
     show(checkpoint, units or ("head_dim", "neuron"), length)
+
+
+def _import(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="upop import", description=VERBS["import"])
+    parser.add_argument("file", help="checkpoint with the authors' names, such as model_base_nlvr.pth")
+    parser.add_argument(
+        "--like",
+        required=True,
+        help="model directory or hub name of a BLIP of the same task and size, whose configuration and processor are "
+        "taken; of any task for NLVR",
+    )
+    parser.add_argument("--to", required=True, help="directory to write; it must not exist")
+    parser.add_argument(
+        "--image-size", type=int, help="pixels along a side, position embeddings are interpolated (default: --like's)"
+    )
+    options = parser.parse_args(arguments)
+    from upop.export import import_checkpoint
+
+    imported = import_checkpoint(options.file, options.like, options.to, options.image_size)
+    print("\n".join(imported.lines()))
 
 
 def _one_line(error: object) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from upop.messages import closest
@@ -29,12 +31,27 @@ class Measured:
     Attributes:
         params: Parameters of the model, tied ones once.
         flops: FLOPs of one sample.
-        tokens: Tokens of one sample by stream.
+        tokens: Tokens of one sample by stream, those of all its sequences together.
+        sequences: Sequences that these tokens come in, by stream; 1 where it is not named. Two images in a sample are
+            two sequences: tokens of one do not attend to the other's.
     """
 
     params: int
     flops: int
     tokens: Mapping[str, int]
+    sequences: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Unpadded(TorchDispatchMode):
+    """Answers yes where a model asks whether a mask is all ones, which a mask on the meta device cannot know.
+
+    BLIP asks this of the mask over its images. Samples have no padding, so the answer is right.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func is torch.ops.aten.all.default and args[0].device.type == "meta":
+            return torch.tensor(True)
+        return func(*args, **(kwargs or {}))
 
 
 def measure(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]) -> Measured:
@@ -48,10 +65,13 @@ def measure(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor
         inputs: One sample, keyword arguments of the model's forward pass, of any device.
     """
     tokens: dict[str, int] = {}
+    sequences: dict[str, int] = {}
 
     def note(stream: str) -> object:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            tokens[stream] = math.prod(arguments[0].shape[1:-1])
+            count, *shape = arguments[0].shape
+            sequences[stream] = sequences.get(stream, 0) + count
+            tokens[stream] = tokens.get(stream, 0) + count * math.prod(shape[:-1])
 
         return hook
 
@@ -62,14 +82,16 @@ def measure(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor
     training = [module for module in model.modules() if module.training]  # a frozen tower may be in evaluation mode
     model.eval()
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, _Unpadded(), torch.no_grad():
             functional_call(model, meta, kwargs={name: value.to("meta") for name, value in inputs.items()})
     finally:
         for module in training:
             module.training = True
         for hook in hooks:
             hook.remove()
-    return Measured(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops(), tokens)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    several = {stream: count for stream, count in sequences.items() if count != 1}
+    return Measured(params, counter.get_total_flops(), tokens, several)
 
 
 @dataclass(frozen=True)
@@ -212,8 +234,8 @@ class CostModel:
         """FLOPs of queries x keys and of weights x values."""
         heads = kept.get(names.get("head", ""), attention.heads)
         head_dim = kept.get(names.get("head_dim", ""), attention.head_dim)
-        tokens = self.measured.tokens
-        return 4 * tokens[attention.queries] * tokens[attention.keys] * heads * head_dim
+        keys = self.measured.tokens[attention.keys] // self.measured.sequences.get(attention.keys, 1)
+        return 4 * self.measured.tokens[attention.queries] * keys * heads * head_dim
 
 
 def _known(currency: str, known: Iterable[str] = CURRENCIES) -> None:

@@ -109,7 +109,7 @@ class Fold:
     Attributes:
         layer: Layer that holds the queries.
         parts: Number of equal parts that it fuses, queries first.
-        module: Module path of the attention, whose ``scale`` becomes ``kept ** -0.5``.
+        module: Module path of the attention, whose ``scale``, where it stores one, becomes ``kept ** -0.5``.
     """
 
     layer: str

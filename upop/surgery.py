@@ -128,4 +128,6 @@ def _fold_(model: nn.Module, site: Site, kept: int) -> None:
     queries.weight[:rows] *= factor
     if queries.bias is not None:
         queries.bias[:rows] *= factor
-    setattr(model.get_submodule(site.fold.module), "scale", kept**-0.5)  # noqa: B010 (its class is not ours)
+    attention = model.get_submodule(site.fold.module)
+    if hasattr(attention, "scale"):  # timm's unfused path uses it
+        setattr(attention, "scale", kept**-0.5)  # noqa: B010 (its class is not ours)

@@ -9,7 +9,7 @@ import timm
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerFast
+from transformers import BlipImageProcessor, BlipProcessor, CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerFast
 
 from tests import tiny
 from upop.export import save
@@ -36,6 +36,8 @@ def processor(name: str) -> Any:
         return tokenizer()
     if name in ("vit", "deit"):
         return image_processor()
+    if name.startswith("blip"):
+        return BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer())
     return CLIPProcessor(image_processor(), tokenizer())
 
 

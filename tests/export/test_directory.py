@@ -96,6 +96,7 @@ def test_what_the_directory_holds(saved):
     config = json.loads((saved / "config.json").read_text())
     assert (config["architectures"], config["vision_config"]["hidden_size"]) == (["CLIPModel"], 32)
     assert stat.S_IMODE(saved.stat().st_mode) == 0o755
+    assert stat.S_IMODE((saved / "model.safetensors").stat().st_mode) == 0o644
     assert os.listdir(saved.parent) == ["out"]
 
 
@@ -155,6 +156,20 @@ def test_tied_weights(tmp_path, plan):
     ids = torch.arange(2, 12)[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["blip_vqa", "blip_captioning"])
+def test_tied_embeddings_of_a_decoder(tmp_path, name):
+    model, plan, processor = cut(name)
+    paths = [save(model, processor, tmp_path / place, plan, KINDS) for place in ("one", "two")]
+    names = load_file(paths[0] / "model.safetensors")
+    head = "text_decoder.cls.predictions"
+    assert not {f"{head}.decoder.weight", f"{head}.decoder.bias"} & set(names)
+    assert {f"{head}.bias", "text_decoder.bert.embeddings.word_embeddings.weight"} <= set(names)
+    assert len({(path / "model.safetensors").read_bytes() for path in paths}) == 1
+    decoder = load(paths[0])[0].text_decoder
+    assert decoder.get_output_embeddings().weight is decoder.get_input_embeddings().weight
+    assert decoder.cls.predictions.decoder.bias is decoder.cls.predictions.bias
 
 
 class Crash(BaseException):

@@ -1,5 +1,7 @@
 """What holds for every family: a new one without a tiny model fails here."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -18,11 +20,13 @@ from transformers import (
 )
 
 from tests import tiny
-from upop.families import families, find_sites
+from tests.plans import random_plan
+from upop.families import families, find_blocks, find_sites
 from upop.structure import KINDS, MODALITIES
+from upop.surgery import shrink_
 
 MODELS = pytest.mark.parametrize("name", tiny.MODELS)
-SUPPORTED = "supported: BERT; CLIP, SigLIP; timm ViT; ViT, DeiT"
+SUPPORTED = "supported: BERT; BLIP; BLIP for visual reasoning; CLIP, SigLIP; timm ViT; ViT, DeiT"
 
 
 def blocks(model):
@@ -37,7 +41,14 @@ def test_every_block_of_every_family_has_a_tiny_model(family):
 
 
 def test_families_are_those_of_the_folder():
-    assert [family.name for family in families()] == ["BERT", "CLIP, SigLIP", "timm ViT", "ViT, DeiT"]
+    assert [family.name for family in families()] == [
+        "BERT",
+        "BLIP",
+        "BLIP for visual reasoning",
+        "CLIP, SigLIP",
+        "timm ViT",
+        "ViT, DeiT",
+    ]
 
 
 @MODELS
@@ -70,9 +81,46 @@ def layer_width(model, size):
 @MODELS
 def test_depths_count_from_zero_in_each_tower(name):
     sites = find_sites(tiny.build(name), ("neuron",))
-    for modality in {site.modality for site in sites}:
-        depths = [site.depth for site in sites if site.modality == modality]
+    for tower in {tower_of(site) for site in sites}:
+        depths = [site.depth for site in sites if tower_of(site) == tower]
         assert depths == list(range(len(depths)))
+
+
+def tower_of(site):
+    return site.name.partition(".")[0]
+
+
+@MODELS
+def test_blocks_are_the_layers_with_sites_before_and_after_the_cut(name):
+    model = tiny.build(name)
+    sites = find_sites(model, KINDS)
+    layers = [re.match(r".*?\.\d+(?=\.)", site.name) for site in sites]
+    expected = list(dict.fromkeys(layer[0] for layer in layers if layer))
+    assert find_blocks(model) == expected
+    shrink_(model, sites, random_plan(sites, 0))
+    assert find_blocks(model) == expected
+
+
+@MODELS
+def test_blocks_put_out_hidden_states(name):
+    model = tiny.build(name)
+    seen = {}
+    for path in find_blocks(model):
+        model.get_submodule(path).register_forward_hook(lambda *given, path=path: seen.setdefault(path, given[-1]))
+    tiny.outputs(model)
+    assert set(seen) == set(find_blocks(model))
+    states = [output[0] if isinstance(output, tuple) else output for output in seen.values()]
+    assert {state.dim() for state in states} == {3}
+    assert {state.shape[-1] for state in states} <= {24, 32}
+
+
+def test_the_pooling_head_is_no_block():
+    assert find_blocks(tiny.build("siglip")) == find_blocks(tiny.build("clip"))
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ValueError, match=rf"nothing to cut in this Linear: looked at Linear; {SUPPORTED}"):
+        find_blocks(nn.Linear(2, 2))
 
 
 @MODELS
@@ -127,6 +175,18 @@ def test_a_dual_encoder_with_one_unsupported_tower_is_refused(tower):
         text = "nothing to cut in text_model Sequential: looked at Sequential; supported: BERT; "
     with pytest.raises(ValueError, match=text):
         find_sites(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"), [("blip_vqa", "text_decoder"), ("blip_vqa", "text_encoder"), ("blip_nlvr", "visual_encoder")]
+)
+def test_a_blip_with_one_unsupported_tower_is_refused(name, tower):
+    model = tiny.build(name)
+    setattr(model, tower, nn.Sequential(nn.Embedding(5, 5)))
+    text = f"nothing to cut in {tower} Sequential: looked at Sequential; supported: BERT; BLIP; "
+    for find in (find_sites, find_blocks):
+        with pytest.raises(ValueError, match=text):
+            find(model)
 
 
 def test_a_tower_alone_is_supported():

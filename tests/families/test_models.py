@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from tests import tiny
 from tests.export import samples
@@ -54,6 +54,100 @@ def test_from_scratch_needs_no_weights(checkpoint):
     assert not model.training
     assert torch.isfinite(tiny.outputs(model)).all()
     assert not torch.equal(tiny.outputs(model), tiny.outputs(tiny.build("clip")))
+
+
+BLIPS = [name for name in tiny.MODELS if name.startswith("blip")]
+
+
+@pytest.mark.parametrize("name", BLIPS)
+def test_a_blip_is_of_the_class_that_its_config_names_and_can_be_cut(tmp_path, name):
+    path = samples.directory(tmp_path / name, name)
+    built = [build_dense(str(path)), *(load_dense(str(path), from_scratch)[0] for from_scratch in (False, True))]
+    for model in built:
+        assert type(model) is type(tiny.build(name))
+        assert find_sites(model) == find_sites(tiny.build(name))
+        assert not model.training
+
+
+def test_another_class_of_transformers(tmp_path):
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**tiny.TEXT)).eval()
+    loaded, _ = load_dense(str(samples.save(model, samples.tokenizer(), tmp_path / "masked")))
+    assert type(loaded) is BertForMaskedLM
+    ids = torch.arange(2, 12)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def edit(checkpoint, **changes):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("architectures", [["BlipModel"], [], None, ["BlipForVqa"]])
+def test_a_blip_of_no_task_is_refused_with_the_names_of_those_there_are(tmp_path, architectures):
+    path = samples.directory(tmp_path / "blip", "blip_vqa")
+    edit(path, architectures=architectures)
+    name = (architectures or [""])[0]
+    text = (
+        rf"blip' is a BLIP of architecture '{name}'; 'architectures' in its config\.json has to name the task class "
+        r"that its weights are of: one of \['BlipForConditionalGeneration', 'BlipForImageTextRetrieval', "
+        r"'BlipForQuestionAnswering'\]"
+    )
+    for load in (load_dense, build_dense, lambda place: load_dense(place, from_scratch=True)):
+        with pytest.raises(ValueError, match=text):
+            load(str(path))
+
+
+def test_a_blip_for_vqa_with_two_widths_is_refused(tmp_path):
+    path = samples.directory(tmp_path / "blip", "blip_captioning")
+    edit(path, architectures=["BlipForQuestionAnswering"])
+    text = (
+        r"blip' has images of width 32 and text of width 24; BlipForQuestionAnswering of transformers needs one width"
+    )
+    for load in (load_dense, build_dense):
+        with pytest.raises(ValueError, match=text):
+            load(str(path))
+
+
+def test_weights_of_another_blip_are_refused(tmp_path):
+    path = samples.directory(tmp_path / "blip", "blip_captioning")
+    edit(path, architectures=["BlipForImageTextRetrieval"])
+    with pytest.raises(ValueError, match=r"blip' lacks weights \['itm_head\.bias', 'itm_head\.weight', 'text_encoder"):
+        load_dense(str(path))
+
+
+@pytest.mark.parametrize("name", ["blip_vqa", "blip_captioning", "blip_retrieval"])
+def test_what_older_checkpoints_hold_beside_the_weights_is_no_matter(tmp_path, name):
+    path = samples.directory(tmp_path / "blip", name)
+
+    def add(weights):
+        for tower in {key.partition("embeddings.word")[0] for key in weights if "embeddings.word" in key}:
+            weights[f"{tower}embeddings.position_ids"] = torch.arange(12)[None]
+            if "decoder" in tower:
+                head = "text_decoder.cls.predictions"
+                weights[f"{head}.decoder.weight"] = weights[f"{tower}embeddings.word_embeddings.weight"].clone()
+                weights[f"{head}.decoder.bias"] = weights[f"{head}.bias"].clone()
+
+    tamper(path, add)
+    model, _ = load_dense(str(path))
+    assert torch.equal(tiny.outputs(model), tiny.outputs(tiny.build(name)))
+    decoder = getattr(model, "text_decoder", None)
+    assert decoder is None or decoder.get_output_embeddings().weight is decoder.get_input_embeddings().weight
+
+
+def test_a_blip_without_a_weight_is_refused(tmp_path):
+    path = samples.directory(tmp_path / "blip", "blip_captioning")
+    name = "text_decoder.bert.embeddings.word_embeddings.weight"
+    tamper(path, lambda weights: weights.pop(name))
+    with pytest.raises(ValueError, match=rf"blip' lacks weights \['{name}', 'text_decoder\.cls"):
+        load_dense(str(path))
+
+
+def test_a_config_that_transformers_does_not_know(checkpoint):
+    edit(checkpoint, model_type="blop")
+    for load in (load_dense, build_dense):
+        with pytest.raises(ValueError, match=r"config\.json in '.*clip' cannot be used: .*`blop`"):
+            load(str(checkpoint))
 
 
 def test_missing_paths(tmp_path):
@@ -190,6 +284,25 @@ def test_text_length():
     assert example_inputs(tiny.build("clip"), text_length=7)["input_ids"].shape == (1, 7)
     long = BertModel(BertConfig(**tiny.TEXT | {"max_position_embeddings": 700}))
     assert example_inputs(long)["input_ids"].shape == (1, 512)
+
+
+def test_an_answer_of_a_few_tokens_whatever_the_question():
+    model = tiny.build("blip_vqa")
+    assert example_inputs(model, 7)["decoder_input_ids"].shape == example_inputs(model)["decoder_input_ids"].shape
+    assert example_inputs(model, 7)["input_ids"].shape == (1, 7)
+
+
+def test_features_of_blip_are_those_of_its_contrastive_score():
+    model = tiny.build("blip_retrieval")
+    inputs = tiny.inputs(model) | {"attention_mask": (torch.arange(12) < torch.tensor([[12], [7], [3]])).long()}
+    with torch.no_grad():
+        expected = model(**inputs, use_itm_head=False).itm_score
+        images = nn.functional.normalize(image_features(model, inputs["pixel_values"]), dim=-1)
+        texts = text_features(model, inputs["input_ids"], inputs["attention_mask"])
+        assert (images.shape, texts.shape) == ((3, 16), (3, 16))
+        torch.testing.assert_close(images @ nn.functional.normalize(texts, dim=-1).t(), expected)
+        everything = text_features(model, inputs["input_ids"], torch.ones_like(inputs["input_ids"]))
+        torch.testing.assert_close(text_features(model, inputs["input_ids"]), everything)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "dual_encoder"])

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from upop import __version__
@@ -63,7 +63,7 @@ def save(
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         (temporary / "config.json").write_text(json.dumps(describe(model), indent=2, sort_keys=True) + "\n")
-        save_model(model, str(temporary / WEIGHTS), metadata={"format": "pt"})
+        save_file(_weights(model), temporary / WEIGHTS, metadata={"format": "pt"})
         if processor is not None:
             processor.save_pretrained(temporary)
         if plan is not None:
@@ -75,6 +75,7 @@ def save(
                 "plan": plan.to_dict(),
             }
             write_json(temporary / COMPRESSION, content)
+        os.chmod(temporary / WEIGHTS, 0o666 & ~umask())  # safetensors writes for the owner alone
         os.chmod(temporary, 0o777 & ~umask())
         sync(temporary)
         _replace(temporary, directory)
@@ -82,6 +83,18 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return directory
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, every tensor once: a tied one under the first of its names.
+
+    safetensors' own ``save_model`` notes the other names beside the weights, in another order every time; the same
+    model is to give the same bytes.
+    """
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        once.setdefault(id(tensor), (name, tensor.detach().contiguous()))
+    return dict(once.values())
 
 
 def _replace(temporary: Path, directory: Path) -> None:

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
@@ -20,11 +20,15 @@ __all__ = [
     "describe",
     "example_inputs",
     "families",
+    "find_blocks",
     "find_sites",
     "image_features",
     "load_dense",
     "text_features",
 ]
+
+TOWERS = ("vision_model", "visual_encoder", "text_model", "text_encoder", "text_decoder")
+"""What models of several towers call them."""
 
 
 def families() -> list[Family]:
@@ -37,7 +41,8 @@ def find_sites(model: nn.Module, kinds: Iterable[Kind] = ("head_dim", "neuron"))
     """List every site of ``model`` whose units are of one of ``kinds``, in the order of its modules.
 
     Args:
-        model: A dense model: Hugging Face CLIP, SigLIP, ViT, DeiT, BERT, a dual encoder of these, or a timm ViT.
+        model: A dense model: Hugging Face CLIP, SigLIP, BLIP, ViT, DeiT, BERT, a dual encoder of these, BLIP for visual
+            reasoning, or a timm ViT.
         kinds: Unit kinds wanted. Heads and head-dims may be searched together.
 
     Raises:
@@ -51,14 +56,37 @@ def find_sites(model: nn.Module, kinds: Iterable[Kind] = ("head_dim", "neuron"))
             raise ValueError(f"unknown unit kind {kind!r}; known: {sorted(KINDS)}{closest(kind, KINDS)}")
     if not wanted:
         raise ValueError(f"no unit kind given; choose from {sorted(KINDS)}")
-    patterns = {(family.library, name): find for family in families() for name, find in family.blocks.items()}
     sites: list[Site] = []
+    for path, module, find in _known(model):
+        sites.extend(find(Block(path, module, wanted, _depth(path, model))))
+    _check_towers(model, [site.name for site in sites])
+    return sites
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Module paths of the transformer blocks that :func:`find_sites` looks into, in the order of the modules.
+
+    Only the layers of a stack count, whose outputs are hidden states; SigLIP's pooling head is none. A cut model has
+    the blocks of its dense one.
+
+    Args:
+        model: A dense or cut model.
+
+    Raises:
+        ValueError: If no block of the model is known, or a tower of it holds none.
+    """
+    paths = [path for path, _, _ in _known(model) if path.rpartition(".")[2].isdigit()]
+    _check_towers(model, paths)
+    return paths
+
+
+def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[Block], list[Site]]]]:
+    """Path, module and pattern of everything in ``model`` that a family knows."""
+    patterns = {(family.library, name): find for family in families() for name, find in family.blocks.items()}
     for path, module in model.named_modules():
         find = patterns.get((type(module).__module__.partition(".")[0], type(module).__name__))
         if find:
-            sites.extend(find(Block(path, module, wanted, _depth(path, model))))
-    _check_towers(model, sites)
-    return sites
+            yield path, module, find
 
 
 def _depth(path: str, model: nn.Module) -> int:
@@ -71,11 +99,11 @@ def _depth(path: str, model: nn.Module) -> int:
     return 1 + max((int(found) for name in inside for found in re.findall(r"\.(\d+)$", name)), default=-1)
 
 
-def _check_towers(model: nn.Module, sites: list[Site]) -> None:
-    """Refuse a model, or a tower of a dual encoder, in which nothing can be cut."""
-    towers = [name for name in ("vision_model", "text_model") if isinstance(getattr(model, name, None), nn.Module)]
+def _check_towers(model: nn.Module, found: list[str]) -> None:
+    """Refuse a model, or a tower of one that has several, without any of the paths ``found`` in it."""
+    towers = [name for name in TOWERS if isinstance(getattr(model, name, None), nn.Module)]
     for tower in towers or [""]:
-        if not any(site.name.startswith(tower) for site in sites):
+        if not any(path.startswith(tower) for path in found):
             module = model.get_submodule(tower)
             looked = Counter(
                 type(part).__name__ for part in module.modules() if next(part.children(), None) is not None

@@ -54,7 +54,7 @@ class Family:
 
     Attributes:
         name: What a user calls it.
-        library: Top-level package whose classes are meant (``transformers`` or ``timm``).
+        library: Top-level package whose classes are meant (``transformers``, ``timm`` or ``upop``).
         blocks: Function that lists the sites of a block, by the block's class name.
     """
 
@@ -86,14 +86,17 @@ class AttentionNames:
     fold: bool = False
 
 
-def attention_sites(block: Block, names: AttentionNames, modality: Modality, tokens: str) -> list[Site]:
-    """The head site and the head-dim site of a self-attention, as far as they were asked for.
+def attention_sites(
+    block: Block, names: AttentionNames, modality: Modality, tokens: str, keys: str | None = None
+) -> list[Site]:
+    """The head site and the head-dim site of an attention, as far as they were asked for.
 
     Args:
         block: Block that holds the attention.
         names: Where its parts are.
         modality: Tower it belongs to.
-        tokens: Stream whose tokens attend to each other.
+        tokens: Stream whose tokens attend.
+        keys: Stream whose tokens they attend to, where it is another one (cross-attention).
 
     Raises:
         TypeError: If a projection is not a plain linear layer.
@@ -102,9 +105,10 @@ def attention_sites(block: Block, names: AttentionNames, modality: Modality, tok
     path = f"{block.path}.{names.module}"
     heads, head_dim = int(getattr(attention, names.heads)), int(getattr(attention, names.head_dim))
     parts = 3 // len(names.projections)
-    producers = [block.layer(name, tokens) for name in names.projections]
+    sources = [tokens] + [keys or tokens] * (len(names.projections) - 1)  # queries come first
+    producers = [block.layer(name, stream) for name, stream in zip(names.projections, sources, strict=True)]
     consumer = block.layer(names.out, tokens)
-    products = Attention(path, heads, head_dim, tokens, tokens)
+    products = Attention(path, heads, head_dim, tokens, keys or tokens)
     view: tuple[int, ...] = (parts, heads, head_dim)
 
     def site(kind: Kind, dim: int, attribute: str, fold: Fold | None) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ from torch import Tensor, nn
 
 from upop.messages import closest
 
+BLIP_CLASSES = ("BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering")
+ANSWER_LENGTH = 4
+"""Tokens that a VQA decoder is costed with: its start token, an answer of two word pieces and the end."""
+
 
 def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, Any]:
     """Load a dense model and its processor.
+
+    The class is the one that config.json names first among its ``architectures``, or the usual one for its
+    ``model_type``; BLIP's vision attention is swapped for one that can be cut.
 
     Args:
         checkpoint: Hugging Face model directory or hub name; ``timm/NAME`` for a timm ViT with its
@@ -26,30 +34,24 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
 
     Raises:
         FileNotFoundError: If a path was given and there is nothing there, or no config.json in it.
-        ValueError: If the weights lack keys of the model or have others.
+        ValueError: If the weights lack keys of the model or have others, or a BLIP's config does not name one of the
+            task classes.
     """
     if checkpoint.startswith("timm/"):
         return _load_timm(checkpoint.removeprefix("timm/"), pretrained=not from_scratch), None
     _check_path(checkpoint)
-    from transformers import AutoConfig, AutoModel, AutoProcessor
+    from transformers import AutoProcessor
 
-    if not Path(checkpoint).is_dir():
-        try:
-            AutoConfig.from_pretrained(checkpoint)  # one question to the hub; a processor asks for many files
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no model {checkpoint!r} on the Hugging Face hub or in its cache: {_first_line(error)}; give a "
-                "directory, or a hub name such as 'openai/clip-vit-base-patch32'"
-            ) from error
+    config = _config(checkpoint)
+    built = _model_class(checkpoint, config)
     try:
         processor = AutoProcessor.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise ValueError(f"no processor at {checkpoint!r}: {_first_line(error)}") from error
     if from_scratch:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint)).float()
-        return model.eval(), processor
+        return _ready(_untrained(built, config)), processor
     try:
-        model, info = AutoModel.from_pretrained(
+        model, info = built.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, SafetensorError) as error:
@@ -57,7 +59,61 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
             f"no weights at {checkpoint!r}: {_first_line(error)}; for random ones set from_scratch"
         ) from error
     _check_keys(checkpoint, info)
-    return model.eval(), processor
+    return _ready(model), processor
+
+
+def _config(checkpoint: str) -> Any:  # noqa: ANN401 (any Hugging Face config)
+    """The configuration of a checkpoint: one question to the hub, where a processor asks for many files."""
+    from transformers import AutoConfig
+
+    importlib.import_module(f"{__package__}.blip_nlvr")  # tells transformers of the model that it lacks
+    try:
+        return AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        if Path(checkpoint).is_dir():
+            raise ValueError(f"config.json in {checkpoint!r} cannot be used: {_first_line(error)}") from error
+        raise ValueError(
+            f"no model {checkpoint!r} on the Hugging Face hub or in its cache: {_first_line(error)}; give a "
+            "directory, or a hub name such as 'openai/clip-vit-base-patch32'"
+        ) from error
+
+
+def _model_class(checkpoint: str, config: Any) -> Any:  # noqa: ANN401 (a Hugging Face config and model class)
+    """The class of transformers that a config says its weights are of; where it names none, AutoModel, which chooses.
+
+    Raises:
+        ValueError: If a BLIP is of no class that can be compressed, or VQA's decoder would not fit its encoder.
+    """
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    if config.model_type == "blip":
+        if name not in BLIP_CLASSES:
+            raise ValueError(
+                f"{checkpoint!r} is a BLIP of architecture {name!r}; 'architectures' in its config.json has to name "
+                f"the task class that its weights are of: one of {list(BLIP_CLASSES)}"
+            )
+        images, text = config.vision_config.hidden_size, config.text_config.hidden_size
+        if name == "BlipForQuestionAnswering" and images != text:
+            raise ValueError(
+                f"{checkpoint!r} has images of width {images} and text of width {text}; BlipForQuestionAnswering of "
+                "transformers needs one width: it builds the decoder for the images' but lets it attend to the question"
+            )
+    return getattr(transformers, name or "AutoModel", transformers.AutoModel)
+
+
+def _untrained(built: Any, config: Any) -> nn.Module:  # noqa: ANN401 (what _model_class returned, a Hugging Face config)
+    """A model of this class in fp32, with the weights that it is born with."""
+    model: nn.Module = built.from_config(config) if hasattr(built, "from_config") else built(config)
+    return model.float()
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """A model as everything else expects it: in evaluation mode, and with attentions that can be cut."""
+    from upop.families.blip_attention import swap_attention_
+
+    swap_attention_(model)
+    return model.eval()
 
 
 def build_dense(checkpoint: str) -> nn.Module:
@@ -69,7 +125,7 @@ def build_dense(checkpoint: str) -> nn.Module:
 
     Raises:
         FileNotFoundError: If a path was given and there is nothing there, or no config.json in it.
-        ValueError: If timm has no such model.
+        ValueError: If timm has no such model, or as :func:`load_dense` about its config.
     """
     if checkpoint.startswith("timm/"):
         return _load_timm(checkpoint.removeprefix("timm/"), pretrained=False)
@@ -78,14 +134,11 @@ def build_dense(checkpoint: str) -> nn.Module:
     config = json.loads(file.read_text()) if file.is_file() else {}
     if "architecture" in config:
         return _create_timm(config["architecture"], False, **config.get("model_args", {}))
-    import transformers
     from transformers.initialization import no_init_weights
 
-    loaded = transformers.AutoConfig.from_pretrained(checkpoint)
-    built = getattr(transformers, (loaded.architectures or [""])[0], None)
+    loaded = _config(checkpoint)
     with no_init_weights():
-        model: nn.Module = built(loaded) if built is not None else transformers.AutoModel.from_config(loaded)
-    return model.eval()
+        return _ready(_untrained(_model_class(checkpoint, loaded), loaded))
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -171,13 +224,17 @@ def _first_line(error: Exception) -> str:
 def example_inputs(model: nn.Module, text_length: int | None = None) -> dict[str, Tensor]:
     """One sample of the shapes that ``model`` takes, on the meta device, for counting FLOPs.
 
+    A sample is what one forward pass of the task takes: for BLIP retrieval an image and a text to be matched, for VQA
+    an image, a question and an answer of :data:`ANSWER_LENGTH` tokens, for captioning an image and a caption, for
+    visual reasoning two images and a statement.
+
     Args:
         model: A supported model.
         text_length: Tokens of a text; by default as many as the model has positions for (at most 512).
 
     Returns:
-        Keyword arguments: ``pixel_values (1, 3, H, W)`` and ``input_ids (1, L)`` as far as the model takes them;
-        ``x`` for a timm model.
+        Keyword arguments: ``pixel_values (1, 3, H, W)``, ``(1, 2, 3, H, W)`` for visual reasoning, ``input_ids (1, L)``
+        and ``decoder_input_ids (1, A)`` as far as the model takes them; ``x`` for a timm model.
     """
     config = getattr(model, "config", None)
     if config is None or isinstance(config, dict):
@@ -189,22 +246,50 @@ def example_inputs(model: nn.Module, text_length: int | None = None) -> dict[str
     if text is not None:
         length = text_length or min(512, text.max_position_embeddings)
         inputs["input_ids"] = torch.zeros(1, length, dtype=torch.long, device="meta")
+        if type(model).__name__ == "BlipForQuestionAnswering":
+            inputs["decoder_input_ids"] = inputs["input_ids"].new_zeros(1, ANSWER_LENGTH)
     if vision is not None:
         size = vision.image_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        inputs["pixel_values"] = torch.zeros(1, vision.num_channels, height, width, device="meta")
+        images = (1, 2) if config.model_type == "blip_nlvr" else (1,)
+        channels = getattr(vision, "num_channels", 3)  # BLIP's are always coloured
+        inputs["pixel_values"] = torch.zeros(*images, channels, height, width, device="meta")
     return inputs
 
 
 def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Projected image features of a dual encoder, not normalised, ``(B, D)``, for images ``(B, 3, H, W)``."""
+    """Projected image features of a dual encoder or a BLIP retrieval model, not normalised.
+
+    Args:
+        model: Model with a projection to the space that it shares with texts.
+        pixel_values: Images, ``(B, 3, H, W)``.
+
+    Returns:
+        Features, ``(B, D)``.
+    """
     encoder: Any = model
+    if type(model).__name__ == "BlipForImageTextRetrieval":
+        projected: Tensor = encoder.vision_proj(encoder.vision_model(pixel_values).last_hidden_state[:, 0])
+        return projected
     return _pooled(encoder.get_image_features(pixel_values=pixel_values))
 
 
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Projected text features of a dual encoder, not normalised, ``(B, D)``, for tokens ``(B, L)``."""
+    """Projected text features of a dual encoder or a BLIP retrieval model, not normalised.
+
+    Args:
+        model: Model with a projection to the space that it shares with images.
+        input_ids: Tokens, ``(B, L)``.
+        attention_mask: 1 where a token counts, ``(B, L)``; by default all do.
+
+    Returns:
+        Features, ``(B, D)``.
+    """
     encoder: Any = model
+    if type(model).__name__ == "BlipForImageTextRetrieval":
+        states = encoder.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        projected: Tensor = encoder.text_proj(states[:, 0])
+        return projected
     return _pooled(encoder.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
 
 

@@ -1,0 +1,13 @@
+"""BLIP for visual reasoning over two images (NLVR2): the model, which transformers lacks, and where it can be cut."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModel
+
+from upop.families.blip_nlvr.modeling import BlipForVisualReasoning, BlipNlvrConfig
+from upop.families.blip_nlvr.sites import FAMILY
+
+__all__ = ["FAMILY", "BlipForVisualReasoning", "BlipNlvrConfig"]
+
+AutoConfig.register(BlipNlvrConfig.model_type, BlipNlvrConfig, exist_ok=True)
+AutoModel.register(BlipNlvrConfig, BlipForVisualReasoning, exist_ok=True)
