@@ -1,5 +1,6 @@
-"""What every retrieval data module does: resume exactly, refuse what does not fit, show its settings."""
+"""What every data module does: resume exactly, refuse what does not fit, show its settings."""
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+import upop.data
 from tests.data.loading import epoch, module
 from tests.data.pictures import flickr8k, processor
-from upop.data import Flickr8kRetrieval, RetrievalData, ShapesRetrieval
+from upop.data import Flickr8kRetrieval, RetrievalData
+from upop.data.base import TaskDataModule
+from upop.data.retrieval import RetrievalDataModule
 
 
 class Recorder(LightningModule):
@@ -139,13 +143,35 @@ def test_loaders_need_a_processor_that_can_do_both(files):
         Flickr8kRetrieval(**files, text_length=400).set_processor(processor())
 
 
-@pytest.mark.parametrize("kind", [Flickr8kRetrieval, ShapesRetrieval])
+@pytest.mark.parametrize("kind", [TaskDataModule, RetrievalDataModule])
+def test_what_opens_nothing_cannot_be_made(kind):
+    with pytest.raises(TypeError, match=f"Can't instantiate abstract class {kind.__name__} with abstract method"):
+        kind()
+
+
+KINDS = [getattr(upop.data, name) for name in upop.data.__all__ if name not in ("CaptionData", "RetrievalData")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_command_line_shows_every_setting_with_its_help(kind):
     parser = ArgumentParser()
     parser.add_class_arguments(kind, "data")
     text = parser.format_help()
-    for name in ("batch_size", "eval_batch_size", "num_workers", "augment", "flip", "text_length", "folds", "seed"):
+    for name in ("batch_size", "eval_batch_size", "num_workers", "augment", "flip", "text_length", "seed"):
         assert f"--data.{name}" in text
-    assert "required" in text if kind is Flickr8kRetrieval else "training pictures" in text
-    built = parser.parse_args(["--data.images=a", "--data.annotations=b"] if kind is Flickr8kRetrieval else [])
-    assert isinstance(parser.instantiate_classes(built).data, kind)
+    built_in = kind.__name__.startswith("Shapes")
+    assert "training pictures" in text if built_in else "required" in text
+    assert ("--data.folds" in text) == issubclass(kind, RetrievalDataModule)
+    built = parser.instantiate(parser.parse_args([] if built_in else ["--data.images=a", "--data.annotations=b"])).data
+    assert isinstance(built, kind)
+    assert built.batch_size == (64 if built_in else 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_documented(kind):
+    """In the docstring of the class, or of one that it inherits from."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind, "data")
+    text = "".join(inspect.getdoc(part) or "" for part in kind.__mro__ if part.__module__.startswith("upop"))
+    names = [action.dest.removeprefix("data.") for action in parser._actions if action.dest.startswith("data.")]
+    assert [name for name in names if f"\n    {name}: " not in text] == []

@@ -8,7 +8,18 @@ import pytest
 from PIL import Image
 
 from upop.data.annotations import Record
-from upop.data.images import ImageFolder, Listing, check_cache, decoded_bytes, load_image, locate, verify
+from upop.data.images import (
+    FileImages,
+    ImageFolder,
+    Listing,
+    check_cache,
+    decoded_bytes,
+    load_image,
+    locate,
+    locate_paths,
+    search_paths,
+    verify,
+)
 
 
 def picture(path, size=(8, 6), mode="RGB", colour=90):
@@ -125,3 +136,38 @@ def test_the_cache_gives_the_same_pixels_without_the_file_and_has_a_limit(tmp_pa
     monkeypatch.setattr("upop.data.images.CACHE_LIMIT", 100)
     with pytest.raises(ValueError, match=r"cache_images would keep about 0\.0 GiB .*Set cache_images to false"):
         check_cache(paths, tmp_path)
+
+
+def test_a_data_set_in_several_folders_is_found_image_by_image(tmp_path):
+    for path in ("one/a.jpg", "two/a.jpg", "two/b.jpg", "one/c.jpg"):
+        picture(tmp_path / path)
+    folders, images = ("", "one", "two"), ["a.jpg", "b.jpg", "c.jpg"]
+    assert locate_paths(images, tmp_path, folders, mixed=True) == ["one/a.jpg", "two/b.jpg", "one/c.jpg"]
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 3 images are missing under .*\['one/b\.jpg'\]; also tried 'one'"
+    ):
+        locate_paths(images, tmp_path, folders)
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images are missing under .*\['d\.jpg'\]"):
+        locate_paths(["d.jpg"], tmp_path, folders, mixed=True)
+
+
+def test_what_is_missing_can_be_asked_for(tmp_path):
+    picture(tmp_path / "a.jpg")
+    assert search_paths(["a.jpg", "b.jpg"], tmp_path, ("",)) == (["a.jpg", "b.jpg"], ["b.jpg"])
+    with pytest.raises(FileNotFoundError, match="no image directory at"):
+        search_paths(["a.jpg"], tmp_path / "nowhere", ("",))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_file_images_are_loaded_by_number_and_kept_on_request(tmp_path, keep):
+    for name, colour in (("a.png", 10), ("b.png", 20)):
+        picture(tmp_path / name, colour=colour)
+    images = FileImages(["a.png", "b.png", "a.png"], ImageFolder(tmp_path), keep)
+    images.prepare(None)
+    (tmp_path / "a.png").unlink()
+    assert images.load(1).getpixel((0, 0)) == (20, 20, 20)
+    if keep:
+        assert images.load(2).getpixel((0, 0)) == (10, 10, 10)
+    else:
+        with pytest.raises(FileNotFoundError, match="no image at"):
+            images.load(2)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upop.data import sampling
-from upop.data.sampling import EvalSampler, TrainLoader, TrainSampler, seed_of, train_loader
+from upop.data.sampling import EvalSampler, TrainLoader, TrainSampler, drawing, seed_of, train_loader
 
 
 def on(monkeypatch, rank, world):
@@ -122,3 +122,17 @@ def test_another_sampler_may_take_the_place(monkeypatch):
 
 def test_seeds_hardly_collide():
     assert len({seed_of("sample", 0, epoch, sample) % 2**32 for epoch in range(20) for sample in range(1000)}) > 19_990
+
+
+def test_drawing_follows_from_its_sample_and_leaves_no_trace():
+    before = torch.random.get_rng_state()
+    drawn = {}
+    for key in itertools.product(range(2), repeat=3):
+        with drawing(*key) as start:
+            drawn[key] = torch.rand(3).tolist()
+            torch.manual_seed(start)
+            assert torch.rand(3).tolist() == drawn[key]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len({tuple(values) for values in drawn.values()}) == 8
+    with drawing(1, 0, 1):
+        assert torch.rand(3).tolist() == drawn[1, 0, 1]

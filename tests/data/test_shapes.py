@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from tests.data.pictures import SHAPES, processor
-from upop.data import ShapesRetrieval
+from upop.data import ShapesCaptioning, ShapesRetrieval
 from upop.data.captions import describe, vocabulary
 from upop.data.scenes import SPLITS, scenes
 
@@ -97,3 +97,18 @@ def test_the_data_reads_and_writes_no_file(tmp_path, monkeypatch):
     data.check()
     next(iter(data.train_dataloader()))
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_pictures_are_captioned_after_a_prompt():
+    data = ShapesCaptioning(train_scenes=10, val_scenes=4, test_scenes=4, batch_size=5)
+    data.set_processor(processor())
+    tokenizer = processor().tokenizer
+    batch = next(iter(data.train_dataloader()))
+    texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    captions = {f"a picture of {caption}" for scene in scenes("train", 10) for caption in describe(scene)}
+    assert all(any(caption.startswith(text) for caption in captions) for text in texts)  # the longest are cut
+    assert len(captions & set(texts)) > 2
+    assert [reference.image_id for reference in data.references("val")] == [0, 1, 2, 3]
+    assert data.references("test")[2].captions == describe(scenes("test", 4)[2])
+    assert len(data.train_dataloader()) == 2
+    assert sum(len(batch["index"]) for batch in data.val_dataloader()) == 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.pictures import WORDS, processor
-from upop.data.texts import Texts, clean_caption, full_length, text_limit
+from upop.data.texts import Texts, clean_caption, clean_question, full_length, text_limit
 
 PROCESSOR = processor()
 captions = st.lists(st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join), min_size=1, max_size=6)
@@ -84,3 +84,11 @@ def test_a_tokenizer_without_padding_is_refused():
 def test_cleaning_is_blips(raw, clean):
     assert clean_caption(raw) == clean
     assert clean_caption("w " * 60) == ("w " * 50).strip()
+
+
+@given(st.text(alphabet="aB .!\"()*#:;~?,'", max_size=30), st.integers(1, 4))
+def test_questions_lose_their_marks_without_a_gap(question, most):
+    found = clean_question(question, most)
+    kept = "".join(letter for letter in question.lower() if letter not in '.!"()*#:;~')
+    assert found.split() == kept.split()[:most]
+    assert clean_question(found, most) == found

@@ -108,3 +108,18 @@ def test_the_paper_operations_are_those_of_the_authors():
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(ValueError, match=r"augment is 'heavy'; expected one of \['light', 'none', 'paper'\]"):
         training_transform(processor(), "heavy", flip=True)
+
+
+def test_whole_images_are_resized_and_lose_no_edge():
+    image = Image.new("RGB", (128, 64), (0, 0, 0))
+    for box in ((0, 0, 8, 64), (120, 0, 128, 64), (0, 0, 128, 8), (0, 56, 128, 64)):
+        image.paste((255, 255, 255), box)
+    whole = training_transform(processor(), "light", flip=True, whole=True)
+    cropped = training_transform(processor(), "light", flip=True)
+    edges = [(slice(None), slice(None), place) for place in (1, -2)] + [(slice(None), place) for place in (1, -2)]
+
+    def frame(pixels):
+        return all(pixels[edge].mean() > pixels[:, 32, 32].mean() + 1 for edge in edges)
+
+    assert all(frame(whole(image)) for _ in range(20))
+    assert not all(frame(cropped(image)) for _ in range(20))

@@ -1,4 +1,4 @@
-"""Read what the retrieval data sets say about their images: the Karpathy file, or BLIP's three lists.
+"""Read what people said about the images of a data set: the Karpathy file, or BLIP's three lists.
 
 Two layouts exist for the same splits. Karpathy's ``dataset_<name>.json`` holds all of them, one entry an image, with
 its ``split`` and its ``sentences``. BLIP's lists are one file a split: one entry a caption for training, one entry an
@@ -8,13 +8,12 @@ built.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from upop.data.json_files import contents, inside, json_names, kind, read_blip_list, read_json, text
 from upop.messages import some
 
 Split = Literal["train", "val", "test"]
@@ -62,7 +61,7 @@ def read_splits(path: str | Path, name: str, lists: Mapping[Split, str]) -> Spli
         return _checked(read_karpathy(path), path)
     if not path.is_dir():
         raise FileNotFoundError(f"no annotations at {str(path)!r}: there is neither a file nor a directory")
-    there = sorted(entry.name for entry in path.iterdir() if ".json" in entry.name)
+    there = json_names(path)
     present = [list_ for list_ in lists.values() if list_ in there]
     if present:
         missing = sorted(set(lists.values()) - set(present))
@@ -87,23 +86,22 @@ def read_karpathy(path: str | Path) -> Splits:
     path = Path(path)
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-        found = f"an object with keys {some(sorted(data))}" if isinstance(data, dict) else _kind(data)
         raise ValueError(
-            f"{str(path)!r} is not a Karpathy file: expected an object with a list 'images', found {found}"
+            f"{str(path)!r} is not a Karpathy file: expected an object with a list 'images', found {contents(data)}"
         )
     found_splits: Splits = {split: [] for split in SPLITS}
     for number, entry in enumerate(data["images"]):
         where = f"{str(path)!r}, entry {number} of 'images'"
-        name = _text(entry, "filename", where)
-        split = _text(entry, "split", where)
+        name = text(entry, "filename", where)
+        split = text(entry, "split", where)
         if split not in KARPATHY_SPLITS:
             raise ValueError(f"{where}: 'split' is {split!r}; expected one of {sorted(KARPATHY_SPLITS)}")
         sentences = entry.get("sentences")
         if not isinstance(sentences, list):
-            raise ValueError(f"{where}: 'sentences' is {_kind(sentences)}; expected a list of objects with 'raw'")
-        captions = tuple(_text(sentence, "raw", f"{where}, its sentence {n}") for n, sentence in enumerate(sentences))
+            raise ValueError(f"{where}: 'sentences' is {kind(sentences)}; expected a list of objects with 'raw'")
+        captions = tuple(text(sentence, "raw", f"{where}, its sentence {n}") for n, sentence in enumerate(sentences))
         folder = entry.get("filepath") or ""
-        image = _inside(f"{folder}/{name}" if folder else name, where)
+        image = inside(f"{folder}/{name}" if folder else name, where)
         given = next((entry[key] for key in ("cocoid", "imgid") if key in entry), None)
         found_splits[KARPATHY_SPLITS[split]].append(Record(image, captions, _id(given, image)))
     return found_splits
@@ -117,42 +115,22 @@ def read_blip(path: str | Path) -> list[Record]:
         ValueError: If it is not JSON of this layout; the message names the entry.
     """
     path = Path(path)
-    data = read_json(path)
-    if not isinstance(data, list):
-        raise ValueError(f"{str(path)!r} is not one of BLIP's lists: expected a list of entries, found {_kind(data)}")
     captions: dict[str, list[str]] = {}
     ids: dict[str, str] = {}
-    for number, entry in enumerate(data):
+    for number, entry in enumerate(read_blip_list(path)):
         where = f"{str(path)!r}, entry {number}"
-        image = _inside(_text(entry, "image", where), where)
+        image = inside(text(entry, "image", where), where)
         caption = entry.get("caption")
         if isinstance(caption, list):
             if image in captions:
                 raise ValueError(f"{where}: image {image!r} has a list of captions already; list each image once")
-            captions[image] = [_text({"caption": one}, "caption", where) for one in caption]
+            captions[image] = [text({"caption": one}, "caption", where) for one in caption]
         else:
-            captions.setdefault(image, []).append(_text(entry, "caption", where))
+            captions.setdefault(image, []).append(text(entry, "caption", where))
         identity = _id(entry.get("image_id"), image)
         if ids.setdefault(image, identity) != identity:
             raise ValueError(f"{where}: image {image!r} has image_id {identity!r}, but had {ids[image]!r} before")
     return [Record(image, tuple(found), ids[image]) for image, found in captions.items()]
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401 (anything that JSON can hold)
-    """Read a JSON file, gzipped where its name ends in ``.gz``.
-
-    Raises:
-        FileNotFoundError: If there is no such file; the message says what is there instead.
-        ValueError: If it is not JSON.
-    """
-    if not path.is_file():
-        there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no file {path.name!r} in {str(path.parent)!r}; it has {some(there)}")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return json.loads(content)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}; download it again") from error
 
 
 def _checked(splits: Splits, path: Path) -> Splits:
@@ -181,28 +159,5 @@ def _checked(splits: Splits, path: Path) -> Splits:
     return splits
 
 
-def _text(entry: Any, key: str, where: str) -> str:  # noqa: ANN401 (anything that JSON can hold)
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {_kind(entry)}; expected an object with {key!r}")
-    value = entry.get(key)
-    if not isinstance(value, str):
-        found = _kind(value) if key in entry else f"missing (keys are {some(sorted(map(str, entry)))})"
-        raise ValueError(f"{where}: {key!r} is {found}; expected text")
-    return value
-
-
-def _inside(image: str, where: str) -> str:
-    """The path with forward slashes, refused where it could leave the image root."""
-    path = PurePosixPath(image.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in image or ":" in path.parts[0]:
-        raise ValueError(f"{where}: image path {image!r} leaves the image root; expected a relative path without '..'")
-    return str(path)
-
-
 def _id(given: Any, image: str) -> str:  # noqa: ANN401 (anything that JSON can hold)
     return PurePosixPath(image).stem if given is None else str(given)
-
-
-def _kind(value: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), f"the number {value!r}" if isinstance(value, int | float) else type(value).__name__)

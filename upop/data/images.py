@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -82,41 +83,75 @@ class Listing:
 
 
 def locate(splits: Splits, root: str | Path, folders: Sequence[str]) -> Splits:
-    """Find the folder that the images lie in, and return the records with paths that exist under ``root``.
+    """Find the images of all splits, as :func:`locate_paths`, and return the records with paths that exist."""
+    images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
+    found = dict(zip(images, locate_paths(images, root, folders), strict=True))
+    return {
+        split: [replace(record, image=found[record.image]) for record in records] for split, records in splits.items()
+    }
+
+
+def locate_paths(images: Sequence[str], root: str | Path, folders: Sequence[str], mixed: bool = False) -> list[str]:
+    """Find the folder that the images lie in, and return their paths under ``root``.
 
     Annotations name images with or without folders, and people keep them with or without a folder more. Each of the
     ``folders`` is tried with the path as it stands and with the bare file name; the layout that finds most images is
     taken for all of them, the first one where several find as many.
 
     Args:
-        splits: Records, as the annotations name their images.
+        images: Paths, as the annotations name them.
         root: Directory to look in.
         folders: Folders under ``root`` to try, in order; ``""`` is the root itself.
+        mixed: Look for the images that this layout lacks in all others, for data sets that come in several folders
+            while their annotations name none.
 
     Raises:
         FileNotFoundError: If the root is no directory, or an image is missing.
+    """
+    paths, missing = search_paths(images, root, folders, mixed)
+    refuse_missing(paths, missing, root, folders)
+    return paths
+
+
+def search_paths(
+    images: Sequence[str], root: str | Path, folders: Sequence[str], mixed: bool = False
+) -> tuple[list[str], list[str]]:
+    """As :func:`locate_paths`, but return what is missing as well, rather than refuse it.
+
+    Returns:
+        The paths, and those of them that do not exist.
+
+    Raises:
+        FileNotFoundError: If the root is no directory.
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(
             f"no image directory at {str(root)!r}; images takes the directory that holds the images"
         )
     listing = Listing(root)
-    images = [record.image for records in splits.values() for record in records]
     bare = [PurePosixPath(image).name for image in images]
     spellings = [images] if bare == images or len(set(bare)) < len(bare) else [images, bare]
     layouts = [[f"{folder}/{name}" if folder else name for name in names] for names in spellings for folder in folders]
     best = max(layouts, key=lambda paths: sum(path in listing for path in paths))
-    missing = [path for path in best if path not in listing]
+    if mixed:
+        ways = zip(best, *layouts, strict=True)  # per image: the best path, and every other
+        best = [next((path for path in paths if path in listing), paths[0]) for paths in ways]
+    return best, [path for path in best if path not in listing]
+
+
+def refuse_missing(paths: Sequence[str], missing: Sequence[str], root: str | Path, folders: Sequence[str]) -> None:
+    """Refuse images that :func:`search_paths` did not find.
+
+    Raises:
+        FileNotFoundError: If there are any.
+    """
     if missing:
         tried = " and ".join(sorted({repr(folder) for folder in folders if folder}))
+        also = f"; also tried {tried} below it" if tried else ""
         raise FileNotFoundError(
-            f"{len(missing)} of {len(best)} images are missing under {str(Path(root))!r}, the first of them "
-            f"{missing[:3]}; also tried {tried} below it. Download them, or set images to the directory that holds them"
+            f"{len(missing)} of {len(paths)} images are missing under {str(Path(root))!r}, the first of them "
+            f"{missing[:3]}{also}. Download them, or set images to the directory that holds them"
         )
-    found = dict(zip(images, best, strict=True))
-    return {
-        split: [replace(record, image=found[record.image]) for record in records] for split, records in splits.items()
-    }
 
 
 def verify(paths: Iterable[str], root: str | Path) -> None:
@@ -181,3 +216,35 @@ class ImageFolder:
         """One image as RGB."""
         kept = self._kept.get(path)
         return load_image(self.root / path) if kept is None else Image.fromarray(kept)
+
+
+class Images(Protocol):
+    """Images by their number: files, or painted ones."""
+
+    def load(self, number: int) -> Image.Image:
+        """The image with this number, as RGB."""
+
+    def prepare(self, processor: Any) -> None:  # noqa: ANN401 (transformers has no common type)
+        """Called before the images are loaded for a model, ahead of any worker; a second call is cheap."""
+
+
+class FileImages:
+    """Images of one split, as files.
+
+    Args:
+        paths: One per image.
+        folder: Where they lead.
+        keep: Whether to decode them all ahead.
+    """
+
+    def __init__(self, paths: Sequence[str], folder: ImageFolder, keep: bool) -> None:
+        self.paths, self.folder, self.keep = paths, folder, keep
+
+    def load(self, number: int) -> Image.Image:
+        """The image with this number, as RGB."""
+        return self.folder.load(self.paths[number])
+
+    def prepare(self, processor: Any) -> None:  # noqa: ANN401
+        """Decode the images, if they are to be kept in memory."""
+        if self.keep:
+            self.folder.keep(self.paths)

@@ -1,4 +1,4 @@
-"""What the loaders of a retrieval data set index: training pairs, the images of a gallery, and its captions.
+"""What the loaders of galleries index: training pairs, the images of a gallery, and its captions.
 
 Shapes: ``B`` samples of a batch, ``C`` captions of a split.
 """
@@ -12,28 +12,25 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from upop.data.sampling import seed_of
+from upop.data.images import Images
+from upop.data.sampling import Batch, Samples, drawing
 from upop.data.texts import Texts
 from upop.data.transforms import ImageTransform, evaluation_pixels
 
 TrainCaptions = Literal["all", "one"]
-Batch = dict[str, Tensor]
 
 
-class Gallery(Protocol):
+class Gallery(Images, Protocol):
     """The images of one split with their captions."""
 
     @property
     def captions(self) -> Sequence[tuple[str, ...]]:
         """Captions per image."""
 
-    def load(self, number: int) -> Image.Image:
-        """The image with this number, as RGB."""
-
-    def prepare(self, processor: Any) -> None:  # noqa: ANN401 (transformers has no common type)
-        """Called before the images are loaded for a model, ahead of any worker; a second call is cheap."""
+    @property
+    def ids(self) -> Sequence[int | str]:
+        """What each image is called in result files."""
 
 
 @dataclass
@@ -43,7 +40,7 @@ class _Sample:
     image: int
 
 
-class TrainPairs(Dataset):
+class TrainPairs(Samples):
     """Pairs of an image and one of its captions, indexed by ``(epoch, sample)``.
 
     Args:
@@ -74,8 +71,7 @@ class TrainPairs(Dataset):
 
     def __getitem__(self, key: tuple[int, int] | int) -> _Sample:
         epoch, sample = key if isinstance(key, tuple) else (0, key)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("sample", self.seed, epoch, sample))
+        with drawing(self.seed, epoch, sample):
             caption = sample
             if self.one:
                 caption = int(self.first[sample]) + int(torch.randint(int(self.counts[sample]), ()))
@@ -91,7 +87,7 @@ class TrainPairs(Dataset):
         }
 
 
-class EvalImages(Dataset):
+class EvalImages(Samples):
     """The images of a split by their number, prepared by the processor a batch at a time.
 
     Args:
@@ -114,7 +110,7 @@ class EvalImages(Dataset):
         return {"pixel_values": pixels, "index": torch.tensor([number for number, _ in items])}
 
 
-class EvalCaptions(Dataset):
+class EvalCaptions(Samples):
     """The captions of a split by their number, all padded to the same length.
 
     Args:

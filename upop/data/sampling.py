@@ -12,13 +12,29 @@ and work with ``Trainer(use_distributed_sampler=...)`` set either way.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+Batch = dict[str, Tensor]
+
+
+class Samples(Dataset, ABC):
+    """What a loader indexes."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def collate(self, items: list[Any]) -> Batch:
+        """Items to a batch."""
 
 
 def ranks() -> tuple[int, int]:
@@ -35,6 +51,19 @@ def seed_of(*parts: int | str) -> int:
     """
     text = " ".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+@contextmanager
+def drawing(seed: int, epoch: int, sample: int) -> Iterator[int]:
+    """Let torch's global generator draw what belongs to a sample of an epoch, and leave it as it was.
+
+    Yields:
+        The seed that it starts from, for drawing the same once more.
+    """
+    start = seed_of("sample", seed, epoch, sample)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(start)
+        yield start
 
 
 class TrainSampler(DistributedSampler):

@@ -1,9 +1,9 @@
-"""Captions as token numbers: tokenised once, kept flat, padded a batch at a time.
+"""Texts as token numbers: tokenised once, kept flat, padded a batch at a time.
 
-All captions of a split are tokenised before the first batch and kept in one flat tensor: fast, small (a caption costs a
+All texts of a split are tokenised before the first batch and kept in one flat tensor: fast, small (a caption costs a
 few dozen bytes) and safe to share with worker processes.
 
-Shapes: ``C`` captions, ``B`` texts of a batch, ``L`` tokens of a padded text.
+Shapes: ``B`` texts of a batch, ``L`` tokens of a padded text.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ def clean_caption(caption: str, max_words: int = 50) -> str:
     'two dogs brown play fetch'
     """
     return " ".join(_MARKS.sub(" ", caption.lower()).split()[:max_words])
+
+
+def clean_question(question: str, max_words: int = 50) -> str:
+    """A question as BLIP prepares it: lower case, no punctuation but question marks, at most ``max_words`` words.
+
+    Unlike in a caption, what stood on both sides of a mark becomes one word.
+
+    >>> clean_question('Is this the #1 "U.S.A." team? ')
+    'is this the 1 usa team?'
+    """
+    return " ".join(_MARKS.sub("", question.lower()).split()[:max_words])
 
 
 def full_length(processor: Any) -> bool:  # noqa: ANN401 (transformers has no common type)
@@ -58,15 +69,15 @@ def text_limit(processor: Any, text_length: int | None) -> int:  # noqa: ANN401
 
 
 class Texts:
-    """Tokenised captions.
+    """Tokenised texts.
 
     Args:
-        captions: What to tokenise.
+        texts: What to tokenise.
         processor: The model's processor.
-        length: Longest text in tokens; longer captions are cut by the tokenizer, which keeps its end token.
+        length: Longest text in tokens; longer ones are cut by the tokenizer, which keeps its end token.
     """
 
-    def __init__(self, captions: Sequence[str], processor: Any, length: int) -> None:  # noqa: ANN401
+    def __init__(self, texts: Sequence[str], processor: Any, length: int) -> None:  # noqa: ANN401
         tokenizer = processor.tokenizer
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set one (tokenizer.pad_token) and save it with the model")
@@ -74,8 +85,8 @@ class Texts:
         self.pad, self.left = int(tokenizer.pad_token_id), tokenizer.padding_side == "left"
         ids: list[Tensor] = []
         sizes: list[int] = []
-        for start in range(0, len(captions), _CHUNK):
-            chunk = list(captions[start : start + _CHUNK])
+        for start in range(0, len(texts), _CHUNK):
+            chunk = list(texts[start : start + _CHUNK])
             rows = tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
             sizes += [len(row) for row in rows]
             ids.append(torch.tensor([token for row in rows for token in row], dtype=torch.int32))
@@ -86,7 +97,7 @@ class Texts:
         return len(self.ends)
 
     def __getitem__(self, number: int) -> Tensor:
-        """Tokens of one caption, not padded."""
+        """Tokens of one text, not padded."""
         start = int(self.ends[number - 1]) if number else 0
         return self.ids[start : int(self.ends[number])]
 

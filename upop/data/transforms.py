@@ -1,6 +1,6 @@
 """Turn an image into the model's pixels: augmented for training, as the processor does it for evaluation.
 
-``paper`` is the augmentation that BLIP and UPop train retrieval with: a random crop of 50-100 % of the area, a
+``paper`` is the augmentation that BLIP and UPop train with: a random crop of 50-100 % of the area, a
 horizontal flip, and two of ten mild operations. Both of them normalise with the processor's own mean and deviation
 afterwards.
 
@@ -67,7 +67,12 @@ def image_size(processor: Any) -> tuple[int, int]:  # noqa: ANN401 (transformers
     )
 
 
-def training_transform(processor: Any, augment: Augment, flip: bool) -> ImageTransform:  # noqa: ANN401
+def training_transform(
+    processor: Any,  # noqa: ANN401
+    augment: Augment,
+    flip: bool,
+    whole: bool = False,
+) -> ImageTransform:
     """Augment one image and normalise it.
 
     Args:
@@ -75,6 +80,7 @@ def training_transform(processor: Any, augment: Augment, flip: bool) -> ImageTra
         augment: ``paper``; ``light``: square crops of 64-100 % of the area, brightness and contrast within 20 %;
             ``none``: the processor's own preprocessing.
         flip: Whether to mirror every second image (not with ``none``).
+        whole: With ``light``, resize the whole image instead of cropping it: nothing that a text counts gets lost.
 
     Returns:
         A function from an RGB image to floats ``(3, S, S)``. It draws from torch's global generator.
@@ -94,7 +100,8 @@ def training_transform(processor: Any, augment: Augment, flip: bool) -> ImageTra
         steps = [v2.RandomResizedCrop(side, scale=(0.5, 1.0), interpolation=bicubic), *mirror, PaperAugment()]
     else:
         crop = v2.RandomResizedCrop(side, scale=(0.64, 1.0), ratio=(1.0, 1.0), interpolation=bicubic)
-        steps = [crop, *mirror, v2.ColorJitter(brightness=0.2, contrast=0.2)]
+        resize = v2.Resize(side, interpolation=bicubic) if whole else crop
+        steps = [resize, *mirror, v2.ColorJitter(brightness=0.2, contrast=0.2)]
     return v2.Compose([*steps, v2.PILToTensor(), _Normalise(processor)])
 
 
