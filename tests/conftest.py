@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.recipes import tiny_checkpoint, tiny_config
+
+settings.register_profile("no deadline", deadline=None)  # how long an example takes says more about the machine
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,20 @@ def test_allocation_tells_self_from_cross_attention():
     assert len({to_hex(boxes[0].get_facecolor()) for boxes in drawn.values()}) == 2
 
 
+def test_allocation_tells_an_encoder_from_a_decoder():
+    towers = {"text_encoder": 6, "text_decoder.bert": 3}
+    sites = [
+        site(f"{tower}.encoder.layer.{depth}.attention.self.head", "head", "text", depth, 12)
+        for tower in towers
+        for depth in range(2)
+    ]
+    chosen = Plan.of({one.name: range(towers[one.name.split(".encoder.")[0]]) for one in sites}, sites)
+    (axes,) = allocation_figure(sites, chosen).axes
+    heights = {label: {box.get_height() for box in boxes} for label, boxes in bars(axes).items()}
+    names = ["heads (text_encoder: attention.self)", "heads (text_decoder: attention.self)"]
+    assert heights == {names[0]: {50}, names[1]: {25}}
+
+
 def test_allocation_refuses():
     with pytest.raises(ValueError, match="there is no site to draw; give the sites"):
         allocation_figure([], Plan.whole(CLIP))

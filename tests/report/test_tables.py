@@ -35,11 +35,16 @@ def test_comparison_of_three_states():
     ]
 
 
+def test_a_metric_that_was_nothing_has_no_percent():
+    rows = lines(comparison([("dense", {"cider": 1e-9, "accuracy": 0.0}), ("cut", {"cider": 5.0, "accuracy": 2.0})]))
+    assert rows[1:] == [["CIDEr", "0.00", "5.00", "-"], ["accuracy, %", "0.00", "2.00", "-"]]
+
+
 def test_comparison_of_one_state_has_no_percent():
-    assert lines(comparison([("dense", {"cider": 1.5, "params": 12})])) == [
+    assert lines(comparison([("dense", {"my_score": 1.5, "params": 12})])) == [
         ["", "dense"],
         ["parameters", "12"],
-        ["cider", "1.50"],
+        ["my_score", "1.50"],
     ]
 
 

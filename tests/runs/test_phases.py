@@ -182,6 +182,18 @@ def test_everything_is_checked_before_training(config: dict[str, Any], monkeypat
         check(recipe(config, Path(config["run_dir"]).parent / "c.yaml"))
 
 
+def test_the_task_is_asked_for_what_it_needs_before_the_model_is_read(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any) -> None:
+        raise FileNotFoundError("no java")
+
+    config["model"]["init_args"]["checkpoint"] = "/nowhere/model"
+    monkeypatch.setattr("upop.tasks.Retrieval.preflight", fail)
+    with pytest.raises(FileNotFoundError, match="no java"):
+        check(recipe(config, Path(config["run_dir"]).parent / "c.yaml"))
+
+
 def test_the_data_are_checked_before_the_model_is_read(config: dict[str, Any]) -> None:
     config["model"]["init_args"]["checkpoint"] = "/nowhere/model"
     config["data"] = {"class_path": "upop.data.CocoRetrieval", "init_args": {"images": "/nope", "annotations": "/nope"}}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upop.tasks.contrast import contrastive, distil_features, distil_logits, positives, soft_contrastive
+from upop.tasks.contrast import contrastive, distil_features, distil_logits, distil_rows, positives, soft_contrastive
 
 
 def features(rows: int, seed: int) -> Tensor:
@@ -50,6 +50,14 @@ def test_distillation_is_zero_for_an_equal_student_and_the_kl_otherwise() -> Non
         believed = log_softmax(theirs)
         expected += 0.5 * (np.exp(believed) * (believed - log_softmax(ours))).sum(1).mean()
     assert float(distil_logits(student, teacher)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_are_distilled_one_way() -> None:
+    student, teacher = torch.randn(5, 2), torch.randn(5, 2)
+    believed = log_softmax(teacher.numpy())
+    expected = (np.exp(believed) * (believed - log_softmax(student.numpy()))).sum(1).mean()
+    assert float(distil_rows(student, teacher)) == pytest.approx(expected, rel=1e-4)
+    assert float(distil_rows(teacher, teacher)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_feature_distance_is_two_minus_two_cosines() -> None:

@@ -147,11 +147,22 @@ def _series(sites: Sequence[Site], kept: Mapping[str, int]) -> dict[tuple[str, s
     for kind in KINDS:
         same = [site for site in sites if site.kind == kind]
         several = len({site.depth for site in same}) < len(same)
+        stacks = {_stack(site) for site in same}
         for site in same:
-            bars = found.setdefault((kind, _role(site) if several else ""), {})
+            role = f"{_stack(site)}: {_role(site)}" if len(stacks) > 1 else _role(site)
+            bars = found.setdefault((kind, role if several else ""), {})
             stay, units = bars.get(site.depth, (0, 0))
             bars[site.depth] = (stay + kept.get(site.name, site.units), units + site.units)
     return found
+
+
+def _stack(site: Site) -> str:
+    """The tower whose layers a site counts through: the first part of its path.
+
+    >>> _stack(Site("text_decoder.bert.encoder.layer.3.crossattention.self.head", "head", "text", 3, cuts=()))
+    'text_decoder'
+    """
+    return site.block.partition(".")[0]
 
 
 def _role(site: Site) -> str:

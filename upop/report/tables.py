@@ -23,13 +23,26 @@ SIZES: dict[str, str] = {
     "samples_per_s": "samples/s",
 }
 
-METRICS: dict[str, str] = {
+RECALLS: dict[str, str] = {
     **{f"i2t_r{k}": f"image to text R@{k}" for k in (1, 5, 10)},
     **{f"t2i_r{k}": f"text to image R@{k}" for k in (1, 5, 10)},
     "i2t_mean": "image to text, mean",
     "t2i_mean": "text to image, mean",
     "r1_mean": "R@1, mean of both ways",
     "mean": "mean of the recalls",
+}
+
+METRICS: dict[str, str] = {
+    **RECALLS,
+    **{f"itc_{name}": f"not re-ranked: {label}" for name, label in RECALLS.items()},
+    "accuracy": "accuracy, %",
+    **{f"accuracy_{name}": f"accuracy, {name.replace('_', '/')}, %" for name in ("yes_no", "number", "other")},
+    "consistency": "consistency, %",
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "spice": "SPICE",
 }
 
 
@@ -179,8 +192,8 @@ def _fact(key: str, value: float | None) -> str:
 
 
 def _percent(part: float | None, whole: float | None) -> str:
-    """``part`` in percent of ``whole``, or a dash where one of them is missing or the whole is 0."""
-    return NONE if part is None or not whole else f"{100 * part / whole:.1f} %"
+    """``part`` in percent of ``whole``, or a dash where one of them is missing or the whole is shown as 0."""
+    return NONE if part is None or not whole or abs(whole) < 0.005 else f"{100 * part / whole:.1f} %"
 
 
 def _kept(params: int, params_removed: int, flops: int, flops_removed: int) -> list[str]:

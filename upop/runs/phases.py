@@ -108,6 +108,8 @@ def check(recipe: Recipe) -> None:
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     recipe.data.check()
+    recipe.task.preflight()
+    recipe.task.check_data(recipe.data)
     model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
     if recipe.task.from_scratch and not recipe.finetunes:
         raise ValueError("model.from_scratch starts from random weights; give finetune.epochs of 1 or more")
@@ -176,6 +178,7 @@ def _finetune(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
     task = recipe.new_task(model, processor, "finetune")
     _train(recipe, directory, "finetune", task, [])
+    _save_carried(task.carried(), directory.phase("finetune"))
     _save(task.model, processor, directory.phase("finetune") / "model")
     return {"model": "finetune/model"}
 
@@ -189,6 +192,7 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     source = dense_checkpoint(recipe, directory)
     model, processor = load(source)
     task = recipe.new_task(model, processor, "search")
+    task.carry(_carried(directory.phase("finetune")))
     if directory.evaluation("dense") is None:
         directory.note_evaluation("dense", evaluate(recipe, task))
     search = copy.deepcopy(recipe.search)

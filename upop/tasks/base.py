@@ -54,8 +54,10 @@ class Distillation:
     """Weights of what the student learns from the dense model, added to the task loss. 0 = off.
 
     Attributes:
-        logits: Weight of the KL divergence between the teacher's and the student's distribution over the batch.
-        features: Weight of the squared distance between the teacher's and the student's normalised features.
+        logits: Weight of the KL divergence from the teacher's to the student's distribution over what the task
+            predicts: the pairs of a batch (retrieval), the next token of an answer or caption, the classes.
+        features: Weight of the squared distance between the teacher's and the student's normalised features (retrieval)
+            and hidden states of all transformer blocks (BLIP).
     """
 
     logits: float = 0.0
@@ -94,6 +96,19 @@ class Task(LightningModule):
         self.training_settings = Training()
         self.distillation = Distillation()
         self._teacher: list[nn.Module] = []  # in a list: no part of the state dict, never trained
+
+    def preflight(self) -> None:
+        """Check what the task needs of the machine, so that it fails in the first seconds; most tasks need nothing."""
+
+    def check_data(self, data: Any) -> None:  # noqa: ANN401 (a data module)
+        """Refuse settings that these data do not fit, before a model is read; most tasks have none.
+
+        Args:
+            data: Data module, checked itself already.
+
+        Raises:
+            ValueError: If a setting does not fit.
+        """
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
         """Take a model, dense or cut, and its processor."""

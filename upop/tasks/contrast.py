@@ -63,9 +63,17 @@ def distil_logits(student: Tensor, teacher: Tensor) -> Tensor:
         student: Similarity logits ``(B, B)``, images in rows.
         teacher: The teacher's logits, ``(B, B)``.
     """
-    rows = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
-    columns = F.kl_div(student.t().log_softmax(1), teacher.t().log_softmax(1), reduction="batchmean", log_target=True)
-    return 0.5 * (rows + columns)
+    return 0.5 * (distil_rows(student, teacher) + distil_rows(student.t(), teacher.t()))
+
+
+def distil_rows(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence from the teacher's to the student's distribution over the classes, mean of the rows.
+
+    Args:
+        student: Logits, ``(rows, classes)``.
+        teacher: The teacher's logits, of the same shape.
+    """
+    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
 
 
 def distil_features(student: Tensor, teacher: Tensor) -> Tensor:

@@ -64,16 +64,12 @@ class Retrieval(Task):
         self._recall: list[RetrievalRecall] = []
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
-        """Take a dual encoder, dense or cut, and its processor.
+        """Take a model, dense or cut, and its processor.
 
         Raises:
-            ValueError: If ``model`` is no dual encoder with a logit scale.
+            ValueError: If ``model`` is none that this task trains.
         """
-        if not all(hasattr(model, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
-            raise ValueError(
-                f"{type(model).__name__} is no dual encoder; retrieval takes "
-                f"CLIP, SigLIP or a VisionTextDualEncoderModel"
-            )
+        self._check_model(model)
         super().adopt(model, processor)
         if getattr(model, "logit_bias", None) is not None:
             model.logit_bias.requires_grad_(False)  # SigLIP's own loss has it, these not; DDP wants every gradient
@@ -84,6 +80,15 @@ class Retrieval(Task):
                 self.register_buffer(name, F.normalize(torch.randn(self.queue_size, size), dim=1))
             self.register_buffer("queue_index", torch.full((self.queue_size,), -1, dtype=torch.long))
             self.register_buffer("queue_place", torch.zeros((), dtype=torch.long))
+
+    def _check_model(self, model: nn.Module) -> None:
+        """Refuse what is no dual encoder with a logit scale."""
+        if not all(hasattr(model, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
+            advice = "; use upop.tasks.RerankedRetrieval for it" if hasattr(model, "itm_head") else ""
+            raise ValueError(
+                f"{type(model).__name__} is no dual encoder; retrieval takes "
+                f"CLIP, SigLIP or a VisionTextDualEncoderModel{advice}"
+            )
 
     def towers(self) -> list[nn.Module]:
         """Both towers."""
@@ -123,15 +128,13 @@ class Retrieval(Task):
         """Contrastive loss of a batch, plus distillation where it is on."""
         images, texts = self.features(self.model, batch)
         scale = self.scale(self.model)
-        index = self._gather(batch["image_index"])
-        queue = self._queue_loss(images, texts, scale, batch, index) if self.contrast == "queue" else None
-        if queue is not None and not self.distillation.on:
-            loss = queue
-        else:
-            gathered = self._gather(images), self._gather(texts)
-            loss = contrastive(*gathered, scale, index) if queue is None else queue
-            if self.distillation.on:
-                loss = loss + self._distillation_loss(gathered, scale, batch)
+        loss = self._contrast_loss(images, texts, scale, batch)
+        if self.distillation.on:
+            with torch.no_grad():
+                teacher, teacher_scale = self.features(self.teacher, batch), self.scale(self.teacher)
+            distillation = self._distil_features((images, texts), teacher, scale, teacher_scale)
+            self.log("loss/distillation", distillation.detach())
+            loss = loss + distillation
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -141,19 +144,28 @@ class Retrieval(Task):
             return value
         return self.all_gather(value, sync_grads=value.requires_grad).flatten(0, 1)
 
-    def _distillation_loss(self, student: tuple[Tensor, Tensor], scale: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def _contrast_loss(self, images: Tensor, texts: Tensor, scale: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Contrast against the batch of all ranks and, where there is one, the queue."""
+        index = self._gather(batch["image_index"])
+        if self.contrast == "queue":
+            return self._queue_loss(images, texts, scale, batch, index)
+        return contrastive(self._gather(images), self._gather(texts), scale, index)
+
+    def _distil_features(
+        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], scale: Tensor, teacher_scale: Tensor
+    ) -> Tensor:
+        """What the normalised features of this rank's pairs and their similarities learn from the teacher's."""
         weights = self.distillation
+        images, texts = map(self._gather, student)
         with torch.no_grad():
-            images, texts = self.features(self.teacher, batch)
-            images, texts = self._gather(images), self._gather(texts)
-            target = self.scale(self.teacher) * images @ texts.t()
+            target_images, target_texts = map(self._gather, teacher)
+            target = teacher_scale * target_images @ target_texts.t()
         loss = scale.new_zeros(())
         if weights.logits:
-            loss = loss + weights.logits * distil_logits(scale * student[0] @ student[1].t(), target)
+            loss = loss + weights.logits * distil_logits(scale * images @ texts.t(), target)
         if weights.features:
-            distance = 0.5 * (distil_features(student[0], images) + distil_features(student[1], texts))
+            distance = 0.5 * (distil_features(images, target_images) + distil_features(texts, target_texts))
             loss = loss + weights.features * distance
-        self.log("loss/distillation", loss.detach())
         return loss
 
     def _queue_loss(
@@ -224,15 +236,18 @@ class Retrieval(Task):
         self._report("test")
 
     def _report(self, split: str) -> None:
-        recalls = self._recall[0].compute()
-        values = {f"{split}/{name}": float(value) for name, value in recalls.items()}
+        values = {f"{split}/{name}": value for name, value in self._recalls().items()}
         self.log_dict(values, sync_dist=True, reduce_fx="max")  # every rank has the same; their maximum is exact
         self._recall = []
+
+    def _recalls(self) -> dict[str, float]:
+        """Recalls of the split that has just been encoded, by name, in percent."""
+        return {name: float(value) for name, value in self._recall[0].compute().items()}
 
 
 def _feature_size(model: Any) -> int:  # noqa: ANN401 (any dual encoder)
     """Size of the shared feature space."""
-    projection = getattr(model, "text_projection", None)
+    projection = getattr(model, "text_projection", getattr(model, "text_proj", None))
     if projection is not None:
         return int(projection.weight.shape[0])
     return int(model.config.text_config.projection_size)
