@@ -6,6 +6,7 @@ import stat
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -50,7 +51,9 @@ def test_dense_round_trip(tmp_path, name):
     assert not loaded.training
     assert type(other) is type(processor)
     assert plan_of(path) is None
-    assert not (path / "compression.json").exists()
+    assert not (path / "README.md").exists()
+    assert not list(path.glob("*.py"))
+    assert not {"compression", "auto_map"} & set(json.loads((path / "config.json").read_text()))
 
 
 @MODELS
@@ -74,7 +77,8 @@ def test_a_loaded_model_can_be_saved_and_loaded_again(tmp_path, name):
     loaded, other = load(save(model, processor, tmp_path / "one", plan, KINDS))
     again, _ = load(save(loaded, other, tmp_path / "two", plan, KINDS))
     assert torch.equal(tiny.outputs(again), tiny.outputs(model))
-    files = ("config.json", "compression.json", "model.safetensors")
+    files = {"config.json", "model.safetensors", "README.md", *(file.name for file in (tmp_path / "one").glob("*.py"))}
+    assert len(files) >= 4
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
 
 
@@ -84,16 +88,18 @@ def test_what_the_directory_holds(saved):
         [
             "config.json",
             "model.safetensors",
-            "compression.json",
+            "modeling_upop.py",
+            "README.md",
             "processor_config.json",
             "tokenizer.json",
             "tokenizer_config.json",
         ]
     )
-    content = json.loads((saved / "compression.json").read_text())
-    assert (content["format"], content["upop"], content["kinds"]) == (1, upop.__version__, list(KINDS))
-    assert content["facts"] == {"source": "tiny"}
     config = json.loads((saved / "config.json").read_text())
+    content = config["compression"]
+    assert (content["format"], content["upop"], content["kinds"]) == (2, upop.__version__, list(KINDS))
+    assert content["facts"] == {"source": "tiny"}
+    assert config["auto_map"]["AutoModel"] == "modeling_upop.CLIPModel"
     assert (config["architectures"], config["vision_config"]["hidden_size"]) == (["CLIPModel"], 32)
     assert stat.S_IMODE(saved.stat().st_mode) == 0o755
     assert stat.S_IMODE((saved / "model.safetensors").stat().st_mode) == 0o644
@@ -228,9 +234,9 @@ def test_models_that_cannot_be_described_are_refused(tmp_path):
 
 
 def tamper(path, change):
-    content = json.loads((path / "compression.json").read_text())
-    change(content)
-    (path / "compression.json").write_text(json.dumps(content))
+    content = json.loads((path / "config.json").read_text())
+    change(content["compression"])
+    (path / "config.json").write_text(json.dumps(content))
 
 
 SITE = "vision_model.encoder.layers.0.mlp.neuron"
@@ -239,20 +245,18 @@ SITE = "vision_model.encoder.layers.0.mlp.neuron"
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda it: it.update(format=2), r"compression\.json' has format 2; this version reads format 1"),
-        (lambda it: it.pop("format"), r"compression\.json' has format None; this version reads format 1"),
-        (lambda it: it.pop("kinds"), r"compression\.json' lacks \['kinds'\]; is it complete"),
-        (lambda it: it.pop("plan"), r"compression\.json' lacks \['plan'\]; is it complete"),
-        (lambda it: it["plan"].update(format=7), "plan format 7; this version reads format 1"),
-        (lambda it: it["plan"].update(model="0" * 16), "plan was made for another model: its fingerprint is '0000"),
+        (lambda it: it.update(format=7), r"config\.json' has compression format 7; this version reads format 2"),
+        (lambda it: it.pop("keep"), r"compression in '.*config\.json' lacks \['keep'\]; is it complete"),
+        (lambda it: it.update(model="0" * 16), "plan was made for another model: its fingerprint is '0000"),
         (lambda it: it.update(kinds=["neuron"]), r"plan names site '.*head.*', but this model has"),
         (lambda it: it.update(kinds=["silly"]), "unknown unit kind 'silly'"),
         (
-            lambda it: it["plan"]["keep"].update({SITE: [0, 1, 2]}),
+            lambda it: it["keep"].update({SITE: "0-2"}),
             r"holds vision_model\.encoder\.layers\.0\.mlp\.fc1\.(weight|bias) of shape \(\d+.*\), the plan beside it "
-            r"says \(3.*\); do compression\.json and the weights belong together",
+            r"says \(3.*\); do the plan and the weights belong together",
         ),
-        (lambda it: it["plan"]["keep"].update({SITE: [0, 99]}), f"plan keeps unit 99 at site '{SITE}'"),
+        (lambda it: it["keep"].update({SITE: "0,99"}), f"plan keeps unit 99 at site '{SITE}'"),
+        (lambda it: it["keep"].update({SITE: "0-"}), f"units kept at site '{SITE}' in .*: '0-' is no list of numbers"),
     ],
 )
 def test_tampered_plans_are_refused(saved, change, text):
@@ -261,13 +265,66 @@ def test_tampered_plans_are_refused(saved, change, text):
         load(saved)
 
 
-def test_compression_that_is_no_json(saved):
-    for content, text in [("{", r"compression\.json' is not JSON: "), ("[]", "has format 'list'")]:
-        (saved / "compression.json").write_text(content)
-        with pytest.raises(ValueError, match=text):
-            load(saved)
-        with pytest.raises(ValueError, match=text):
-            plan_of(saved)
+@MODELS
+def test_directories_of_older_versions(tmp_path, name):
+    model, plan, processor = cut(name)
+    path = older(save(model, processor, tmp_path / "out", plan, KINDS), plan)
+    assert plan_of(path) == (plan, list(KINDS))
+    loaded, _ = load(path)
+    assert torch.equal(tiny.outputs(loaded), tiny.outputs(model))
+
+
+def older(path, plan):
+    """The directory as an older version wrote it."""
+    config = json.loads((path / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("compression", "auto_map", "pretrained_cfg")}
+    (path / "config.json").write_text(json.dumps(config))
+    content = {"format": 1, "upop": "0.1.0", "kinds": list(KINDS), "facts": {}, "plan": plan.to_dict()}
+    (path / "compression.json").write_text(json.dumps(content))
+    for file in [*path.glob("*.py"), path / "README.md"]:
+        file.unlink()
+    return path
+
+
+def test_several_files_of_weights(tmp_path):
+    model, plan, processor = cut()
+    path = save(model, processor, tmp_path / "out", plan, KINDS)
+    tensors = load_file(path / "model.safetensors")
+    parts = {f"model-0000{number}-of-00002.safetensors": list(tensors)[number - 1 :: 2] for number in (1, 2)}
+    for file, names in parts.items():
+        save_file({name: tensors[name] for name in names}, path / file)
+    index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "model.safetensors").unlink()
+    assert torch.equal(tiny.outputs(load(path)[0]), tiny.outputs(model))
+    (path / "model-00002-of-00002.safetensors").unlink()
+    text = r"index\.json' names 2 files of weights, of which 'model-00002-of-00002\.safetensors' is missing; copy it"
+    with pytest.raises(FileNotFoundError, match=text):
+        load(path)
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
+    model, _, _ = cut()
+    other = Plan.whole(find_sites(tiny.build("siglip"), KINDS))
+    with pytest.raises(ValueError, match="plan names site .*, but this model has"):
+        save(model, None, tmp_path / "out", other, KINDS)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_timm_directory_says_how_images_are_prepared(tmp_path):
+    model, plan, _ = cut("timm_vit")
+    model.pretrained_cfg = dict(model.pretrained_cfg) | {"mean": (0.25, 0.5, 0.75), "crop_pct": 0.8, "url": "nowhere"}
+    path = save(model, None, tmp_path / "out", plan, KINDS)
+    said = json.loads((path / "config.json").read_text())["pretrained_cfg"]
+    assert (said["mean"], said["crop_pct"], said["input_size"]) == ([0.25, 0.5, 0.75], 0.8, [3, 32, 32])
+    assert (said["num_classes"], "url" in said) == (5, False)
+    assert load(path)[0].pretrained_cfg["mean"] == [0.25, 0.5, 0.75]
+
+
+def test_a_dense_timm_directory_is_one_of_timms(tmp_path):
+    path = samples.directory(tmp_path / "dense", "timm_vit")
+    model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    assert torch.equal(tiny.outputs(model), tiny.outputs(samples.model("timm_vit")))
 
 
 def test_missing_and_broken_files(saved, tmp_path):

@@ -1,8 +1,10 @@
 """Write and read a model directory, dense or compressed.
 
 A compressed directory holds what the dense one holds (config.json of the dense architecture, model.safetensors,
-processor files) and compression.json: the plan and the unit kinds it is about. Loading builds the dense architecture
-without weights, cuts it by the plan and fills in the weights. Nothing is unpickled.
+processor files); its config.json also says what was kept of each site (:mod:`upop.export.compression`), and beside it
+lie a model card and the code that loads it where upop is not installed (:mod:`upop.export.remote`). Loading with upop
+runs none of that code: it builds the dense architecture without weights, cuts it by the plan and fills in the weights.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -15,21 +17,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from upop import __version__
-from upop.families import build_dense, describe, find_sites, load_dense
-from upop.files import sync, umask, write_json
+from upop.cost import CostModel, measure
+from upop.export.card import Card
+from upop.export.compression import CONFIG, KEY, block, plan_of
+from upop.export.remote import auto_map, is_hugging_face, remote_files
+from upop.families import build_dense, describe, example_inputs, find_sites, load_dense
+from upop.files import sync, umask
 from upop.structure import Kind, Plan
 from upop.surgery import shrink_
 
-COMPRESSION = "compression.json"
-COMPRESSION_FORMAT = 1
 WEIGHTS = "model.safetensors"
+SHARDS = f"{WEIGHTS}.index.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+PREPROCESSING = ("fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+"""What timm's pretrained_cfg says of how images are prepared."""
 
 
 def save(
@@ -48,13 +55,14 @@ def save(
         directory: Where to; an older directory there is replaced.
         plan: What ``model`` was cut by; ``None`` for a dense model.
         kinds: Unit kinds that the plan is about.
-        facts: What a reader wants to know (source, budget, metrics); not read back.
+        facts: What a reader wants to know; not read back. The model card shows ``source`` (hub name or path of the
+            dense model), ``metrics`` of this model by name and ``dense_metrics``.
 
     Returns:
         The directory.
 
     Raises:
-        ValueError: If masks are attached.
+        ValueError: If masks are attached, or the plan is not of this architecture and these unit kinds.
     """
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise ValueError("the model has masks (or another parametrisation) attached; detach them before saving")
@@ -62,19 +70,18 @@ def save(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        (temporary / "config.json").write_text(json.dumps(describe(model), indent=2, sort_keys=True) + "\n")
+        config = _config(model)
+        if plan is not None:
+            config |= {KEY: block(plan, kinds, facts or {})}
+            config |= {"auto_map": auto_map(model)} if is_hugging_face(model) else {}
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         save_file(_weights(model), temporary / WEIGHTS, metadata={"format": "pt"})
         if processor is not None:
             processor.save_pretrained(temporary)
         if plan is not None:
-            content = {
-                "format": COMPRESSION_FORMAT,
-                "upop": __version__,
-                "kinds": list(kinds),
-                "facts": dict(facts or {}),
-                "plan": plan.to_dict(),
-            }
-            write_json(temporary / COMPRESSION, content)
+            for name, text in remote_files(model).items():
+                (temporary / name).write_text(text)
+            (temporary / "README.md").write_text(_card(temporary, config, plan, kinds, processor, facts or {}).text())
         os.chmod(temporary / WEIGHTS, 0o666 & ~umask())  # safetensors writes for the owner alone
         os.chmod(temporary, 0o777 & ~umask())
         sync(temporary)
@@ -83,6 +90,45 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return directory
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """What config.json says of the dense architecture, and for timm's models of their images."""
+    config = {key: value for key, value in describe(model).items() if key not in (KEY, "auto_map")}
+    if is_hugging_face(model):
+        return config
+    given: Any = getattr(model, "pretrained_cfg", None)
+    prepared = {key: given[key] for key in PREPROCESSING if given.get(key) is not None}
+    arguments = config["model_args"]
+    size = {"input_size": [int(given["input_size"][0]), *arguments["img_size"]]}
+    return config | {"pretrained_cfg": prepared | size | {"num_classes": arguments["num_classes"]}}
+
+
+def _card(
+    directory: Path,
+    config: Mapping[str, Any],
+    plan: Plan,
+    kinds: Sequence[Kind],
+    processor: Any,  # noqa: ANN401 (any Hugging Face processor, or None)
+    facts: Mapping[str, Any],
+) -> Card:
+    """The card of a directory that holds a config.json; the dense model is built without memory for its weights."""
+    with torch.device("meta"):
+        dense = build_dense(str(directory))
+    _tie(dense)  # what is tied on a real device is not on meta
+    sites = find_sites(dense, kinds)
+    plan.check(sites)
+    cost = CostModel(sites, measure(dense, sites, example_inputs(dense)))
+    autos = config.get("auto_map", {})
+    return Card(
+        config.get("architecture") or type(dense).__name__,
+        cost,
+        plan,
+        [name for name in autos if name.startswith("AutoModel")],
+        processor is not None,
+        "AutoConfig" in autos,
+        facts,
+    )
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -137,65 +183,48 @@ def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module,
             f"{str(checkpoint)!r} is compressed; from_scratch takes the architecture of a dense checkpoint"
         )
     model = build_dense(str(path))
+    if _is_timm(path):
+        _prepare_images(model, path)
     if found is not None:
         plan, kinds = found
         shrink_(model, find_sites(model, kinds), plan)
-    _fill(model, path / WEIGHTS)
+    _fill(model, path)
     return model.eval(), _processor(path)
 
 
 def _is_timm(path: Path) -> bool:
     """Whether a directory holds a timm model, which transformers cannot load."""
-    config = path / "config.json"
+    config = path / CONFIG
     return config.is_file() and '"architecture"' in config.read_text()
 
 
-def plan_of(directory: str | Path) -> tuple[Plan, list[Kind]] | None:
-    """The plan and the unit kinds of a compressed directory; ``None`` for a dense checkpoint."""
-    path = Path(directory)
-    if not (path / COMPRESSION).is_file():
-        return None
-    content = _compression(path)
-    return Plan.from_dict(content["plan"]), list(content["kinds"])
+def _prepare_images(model: nn.Module, path: Path) -> None:
+    """Tell a timm model how images are prepared for the weights of a directory; timm's defaults may be of others."""
+    said = json.loads((path / CONFIG).read_text()).get("pretrained_cfg", {})
+    given: Any = getattr(model, "pretrained_cfg", {})
+    setattr(model, "pretrained_cfg", dict(given) | said)  # noqa: B010 (its class is not ours)
 
 
-def _compression(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((path / COMPRESSION).read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(path / COMPRESSION)!r} is not JSON: {error}") from error
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found != COMPRESSION_FORMAT:
-        raise ValueError(
-            f"{str(path / COMPRESSION)!r} has format {found!r}; this version reads format {COMPRESSION_FORMAT}"
-        )
-    missing = [key for key in ("plan", "kinds") if key not in content]
-    if missing:
-        raise ValueError(f"{str(path / COMPRESSION)!r} lacks {missing}; is it complete?")
-    return dict(content)
-
-
-def _fill(model: nn.Module, weights: Path) -> None:
-    """Load safetensors into a model of the right sizes."""
-    if not weights.is_file():
-        raise FileNotFoundError(f"no weights at {str(weights)!r}; is the directory complete?")
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{str(weights)!r} cannot be read as safetensors: {error}; copy it again") from error
+def _fill(model: nn.Module, path: Path) -> None:
+    """Load the safetensors of a directory into a model of the right sizes."""
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{str(file)!r} cannot be read as safetensors: {error}; copy it again") from error
+    weights = path / WEIGHTS
     own = model.state_dict()
     wrong = [name for name in tensors if name in own and tensors[name].shape != own[name].shape]
     if wrong:
         name = wrong[0]
         raise ValueError(
             f"{str(weights)!r} holds {name} of shape {tuple(tensors[name].shape)}, the plan beside it says "
-            f"{tuple(own[name].shape)}; do {COMPRESSION} and the weights belong together?"
+            f"{tuple(own[name].shape)}; do the plan and the weights belong together?"
         )
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     filled = {id(tensor) for name, tensor in model.named_parameters(remove_duplicate=False) if name in tensors}
-    tie: Any = getattr(model, "tie_weights", None)
-    if tie is not None:
-        tie()
+    _tie(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     lost = [name for name in missing if id(parameters.get(name)) not in filled]
     if lost or unexpected:
@@ -203,6 +232,33 @@ def _fill(model: nn.Module, weights: Path) -> None:
             f"{str(weights)!r} lacks weights {lost[:3]} and has unexpected ones {unexpected[:3]}; is it complete, and "
             "does the config.json beside it belong to it?"
         )
+
+
+def _tie(model: nn.Module) -> None:
+    """Make one of the parameters that a model of transformers has under several names."""
+    tie: Any = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The file of the weights, or the several that transformers makes of large ones.
+
+    Raises:
+        FileNotFoundError: If there is none, or not every one of several.
+    """
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    if not (path / SHARDS).is_file():
+        raise FileNotFoundError(f"no weights at {str(path / WEIGHTS)!r}; is the directory complete?")
+    names = sorted(set(json.loads((path / SHARDS).read_text())["weight_map"].values()))
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{str(path / SHARDS)!r} names {len(names)} files of weights, of which {missing[0]!r} is missing; copy it "
+            "again"
+        )
+    return [path / name for name in names]
 
 
 def _processor(path: Path) -> Any:  # noqa: ANN401 (any Hugging Face processor)

@@ -13,6 +13,7 @@ import copy
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Imported:
         directory: Model directory that was written.
         task: Task of the checkpoint.
         tensors: Weights taken from the file.
+        temperature: Temperature of the similarities that was trained with them, where the file holds one.
         dropped: Names of what was left behind.
         notes: What was set or changed on the way, a line each.
     """
@@ -70,13 +72,20 @@ class Imported:
     directory: Path
     task: Task
     tensors: int = 0
+    temperature: float | None = None
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The whole as lines of text."""
         dropped = [f"dropped {some(self.dropped, 4)}"] if self.dropped else []
-        return [f"took {self.tensors} tensors, of {self.task}", *dropped, *self.notes, f"wrote {self.directory}"]
+        learned = (
+            [f"its temperature is {self.temperature:.4f}: set model.init_args.temperature to that"]
+            if self.temperature is not None
+            else []
+        )
+        took = f"took {self.tensors} tensors, of {self.task}"
+        return [took, *dropped, *learned, *self.notes, f"wrote {self.directory}"]
 
 
 def import_checkpoint(file: str | Path, like: str, directory: str | Path, image_size: int | None = None) -> Imported:
@@ -109,6 +118,8 @@ def import_checkpoint(file: str | Path, like: str, directory: str | Path, image_
     build, config = _architecture(file, like, imported.task)
     processor = _processor(like)
     imported.tensors = len(weights)
+    temperature = state.get("temp")
+    imported.temperature = temperature.item() if temperature is not None and temperature.numel() == 1 else None
     imported.notes += _configure(config, imported.task, weights)
     _check(f"{str(file)!r} does not fit --like {like!r}", _empty(build, config), weights)
     imported.notes += _fit_images(file, like, config, weights, image_size)
@@ -133,7 +144,9 @@ def read(file: str | Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise ValueError(f"{str(file)!r} is empty; copy it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on other ways to read it is for those who wrote it
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # bytes that nobody vouches for fail in many ways
         raise ValueError(_why(str(file), error)) from error
     for key in ("model", "state_dict"):
@@ -161,8 +174,10 @@ def _why(file: str, error: Exception) -> str:
             f"{file!r} holds more than tensors: a {found[1]}, which was not executed; save the state dict alone "
             "(torch.save(model.state_dict(), ...)) where the file comes from"
         )
-    line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
-    return f"{file!r} cannot be read as a checkpoint of PyTorch: {line}; copy it again"
+    return (
+        f"{file!r} is no state dict that can be read without executing what is in it, and nothing was executed; give "
+        "what torch.save(model.state_dict(), ...) wrote, and copy it again if it is that"
+    )
 
 
 def _refuse_compressed(file: str | Path, weights: Mapping[str, Tensor]) -> None:
