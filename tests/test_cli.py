@@ -19,8 +19,11 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from tests.export import test_importing as importing
 from tests.recipes import write
+from tests.report import samples
+from tests.report.reading import read, tables, values
 from upop.cli import main
 from upop.export import save
+from upop.files import write_json
 from upop.structure import Plan
 
 
@@ -39,7 +42,7 @@ def test_help_names_every_verb_in_under_two_seconds() -> None:
     start = time.perf_counter()
     result = subprocess.run([sys.executable, "-m", "upop.cli", "--help"], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    for verb in ("fit", "finetune", "search", "retrain", "test", "inspect", "import"):
+    for verb in ("fit", "finetune", "search", "retrain", "test", "report", "inspect", "import"):
         assert f"  {verb} " in result.stdout
     assert (
         "torch"
@@ -64,7 +67,17 @@ def test_help_of_a_verb_explains_the_keys(verb: str, capsys: pytest.CaptureFixtu
 def test_fit_test_and_inspect(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write(config, tmp_path / "config.yaml"))
     main(["fit", "--config", path])
-    assert "compressed model" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert "compressed model" in screen
+    page = Path(config["run_dir"]) / "report.html"
+    assert screen.splitlines()[-1] == f"report: {page}"
+    written = page.read_text()
+    plan = json.loads((page.parent / "plan.json").read_text())
+    _, *rows = tables(read(written))["units kept at every site"]
+    assert {row[0].text: values(row)[4] for row in rows} == {name: len(kept) for name, kept in plan["keep"].items()}
+    main(["report", config["run_dir"]])
+    assert capsys.readouterr().out == f"report: {page}\n"
+    assert page.read_text() == written
     main(["test", "--config", path])
     assert "image to text R@1" in capsys.readouterr().out
     main(["test", "--config", path, "--checkpoint", config["model"]["init_args"]["checkpoint"]])
@@ -210,6 +223,27 @@ def photographs(folder: Path, change: dict[str, Any] | None = None) -> dict[str,
     entries[3] |= change or {}
     (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": entries}))
     return {"init_args": {"images": str(folder), "annotations": str(folder), "batch_size": 6, "num_workers": 0}}
+
+
+def test_report_of_several_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for number, name in enumerate(("one", "two"), start=1):
+        runs.append(str(tmp_path / name))
+        write_json(tmp_path / name / "summary.json", samples.summary(removed=0.25 * number))
+    monkeypatch.chdir(tmp_path)
+    main(["report", *runs])
+    assert capsys.readouterr().out == "report: report.html\n"
+    assert "2 runs compared" in (tmp_path / "report.html").read_text()
+    main(["report", *runs, "--to", "other/page.html", "--metric", "i2t_r1"])
+    assert "image to text R@1 against parameters" in (tmp_path / "other/page.html").read_text()
+    assert fails(capsys, "report", *runs, "--metric", "men") == (
+        "run 'one' has no metric 'men'; all runs have ['i2t_r1', 'mean']; did you mean 'mean'?"
+    )
+    assert fails(capsys, "report", str(tmp_path / "three")) == (
+        f"no run directory at '{tmp_path / 'three'}'; give one that `upop fit` has written"
+    )
 
 
 def test_weights_that_are_missing(

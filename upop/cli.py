@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from upop import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jsonargparse import Namespace
     from lightning.pytorch.cli import LightningArgumentParser
 
@@ -29,6 +31,7 @@ VERBS = {
     "search": "learn which units the task can spare, write plan.json, and cut",
     "retrain": "train the cut model and export it",
     "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
+    "report": "write one HTML page of finished runs (RUN_DIR ...); several are compared",
     "inspect": "show what can be cut in a model or a recipe's model, before any training",
     "import": "make a model directory of a BLIP checkpoint in its authors' format (FILE.pth --like MODEL --to DIR)",
 }
@@ -41,7 +44,14 @@ UNION = re.compile(
     r"(?: Given value type: .*? Given value: (?P<given>.*))?$"
 )
 IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process .*\n\w+: (?P<error>.*)", re.DOTALL)
-CHATTER = ("💡 Tip", "GPU available", "TPU available", "Loading `train_dataloader` to estimate")
+CHATTER = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "Loading `train_dataloader` to estimate",
+    "Using bfloat16",
+    "Using 16bit",
+)
 """Beginnings of Lightning's messages, one per phase and more, that tell a user of upop nothing."""
 HARMLESS = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
@@ -95,6 +105,8 @@ def _run(verb: str, arguments: list[str]) -> None:
         _inspect(arguments)
     elif verb == "import":
         _import(arguments)
+    elif verb == "report":
+        _report(arguments)
     elif verb == "test":
         _test(arguments)
     else:
@@ -103,6 +115,7 @@ def _run(verb: str, arguments: list[str]) -> None:
 
 def _quiet() -> None:
     """Silence what libraries say that is no news; Lightning's progress bar, downloads and real warnings stay."""
+    warnings.formatwarning = lambda message, *_, **__: f"upop: warning: {_one_line(message)}\n"
     for pattern in HARMLESS:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
@@ -245,6 +258,7 @@ def _fit(arguments: list[str], verb: str) -> None:
     fit(recipe, directory, None if verb == "fit" else verb)
     if directory.done("retrain"):
         rank_zero_only(summarise)(recipe, directory)
+        rank_zero_only(_write_report)([directory.path])
 
 
 def _test(arguments: list[str]) -> None:
@@ -262,6 +276,28 @@ def _test(arguments: list[str]) -> None:
     recipe = recipe_of(parser, config)
     checkpoint = checkpoint or default_checkpoint(recipe, Path(config.run_dir), dense=plan is not None)
     evaluate_checkpoint(recipe, checkpoint, plan)
+
+
+def _report(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="upop report", description=VERBS["report"])
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory of a finished run")
+    parser.add_argument(
+        "--to", help="file to write (default: report.html in the run directory; of several, in the working directory)"
+    )
+    parser.add_argument(
+        "--metric",
+        help="what the headline and the curve show, by its name in summary.json (default: mean, accuracy or cider, "
+        "whichever a run has, else its first metric)",
+    )
+    options = parser.parse_args(arguments)
+    _write_report(options.run_dirs, options.to, options.metric)
+
+
+def _write_report(run_dirs: Sequence[str | Path], to: str | None = None, metric: str | None = None) -> None:
+    """Write the page of finished runs and say where it is."""
+    from upop.runs.reporting import write_report
+
+    print(f"report: {write_report(run_dirs, to, metric)}")
 
 
 def _inspect(arguments: list[str]) -> None:

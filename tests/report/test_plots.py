@@ -1,4 +1,5 @@
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -106,7 +107,11 @@ def test_allocation_tells_an_encoder_from_a_decoder():
         for depth in range(2)
     ]
     chosen = Plan.of({one.name: range(towers[one.name.split(".encoder.")[0]]) for one in sites}, sites)
-    (axes,) = allocation_figure(sites, chosen).axes
+    figure = allocation_figure(sites, chosen)
+    (axes,) = figure.axes
+    FigureCanvasAgg(figure).draw()
+    legend = figure.legends[0].get_window_extent()
+    assert (legend.x0 >= 0, legend.x1 <= figure.bbox.x1) == (True, True), "no label is cut off"
     heights = {label: {box.get_height() for box in boxes} for label, boxes in bars(axes).items()}
     names = ["heads (text_encoder: attention.self)", "heads (text_decoder: attention.self)"]
     assert heights == {names[0]: {50}, names[1]: {25}}

@@ -86,7 +86,8 @@ def allocation_figure(sites: Sequence[Site], plan: Plan) -> Figure:
     for axes in panels:
         bars = {str(bars.get_label()): bars for bars in axes.containers if isinstance(bars, BarContainer)}
         handles |= {label: bars.patches[0] for label, bars in bars.items() if label != "_whole"}
-    columns = min(len(handles), int(size[0] / 1.9))
+    widest = max(1.9, 0.6 + 0.075 * max(map(len, handles)))  # inches of an entry at this size of type
+    columns = max(1, min(len(handles), int(size[0] / widest)))
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )

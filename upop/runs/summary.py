@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from upop.report import allocation, comparison, console, removed_table, render, 
 from upop.runs.directory import RunDirectory
 from upop.runs.phases import PHASES, Recipe, dense_checkpoint
 from upop.runs.timing import Speed, compare_speed
-from upop.structure import Plan
+from upop.structure import Plan, Site
 
-SUMMARY_FORMAT = 1
+SUMMARY_FORMAT = 2
+REPORT = "report.html"
+"""Name of the page that :mod:`upop.runs.reporting` writes of a run."""
 
 
 def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
@@ -54,12 +56,16 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     target = budget.target(cost) / cost.prunable(budget.of)
     search_curve(directory.path / "search.png", directory.facts("search")["history"], target)
     shares = cost.shares(plan.kept())
+    names = {"task": type(recipe.task).__name__, "data": type(recipe.data).__name__}
     summary = {
         "format": SUMMARY_FORMAT,
         "upop": __version__,
+        "recipe": {**names, "checkpoint": recipe.task.checkpoint, "seed": recipe.seed},
         "states": dict(states),
         "speed": {name: asdict(found) for name, found in speed.items()},
         "removed": [asdict(share) for share in shares],
+        "sites": _sites(sites, plan),
+        "search": {"target": target, "facts": dict(plan.facts), "history": directory.facts("search")["history"]},
         "steps_left_out": directory.facts("search").get("steps_left_out", 0),
         "seconds_last_attempt": {phase: directory.facts(phase).get("seconds_last_attempt") for phase in PHASES},
         "files": _files(directory.path),
@@ -93,12 +99,29 @@ def _states(
     return states
 
 
+def _sites(sites: Sequence[Site], plan: Plan) -> list[dict[str, Any]]:
+    """What is kept at each site, for a reader who has no model at hand."""
+    kept = plan.kept()
+    return [
+        {
+            "name": site.name,
+            "kind": site.kind,
+            "modality": site.modality,
+            "depth": site.depth,
+            "units": site.units,
+            "units_kept": kept.get(site.name, site.units),
+        }
+        for site in sites
+    ]
+
+
 def _files(path: Path) -> dict[str, str]:
     names = {
         "compressed model": "compressed",
         "plan": "plan.json",
         "summary": "summary.json",
         "tables": "summary.txt",
+        "report": REPORT,
         "what is kept where": "allocation.png",
         "the search over time": "search.png",
         "configuration": "config.yaml",

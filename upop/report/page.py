@@ -1,0 +1,239 @@
+"""One self-contained HTML file of one or several runs: no network, opens from disk, on a phone and in dark mode.
+
+The frame, the style and the script are the files in ``assets/``. Without the script, which sorts and copies tables,
+everything is there to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from math import isfinite
+from string import Template
+from xml.etree.ElementTree import Element
+
+from upop.report import charts
+from upop.report.curve import curve, lines
+from upop.report.facts import LAST, Run, check_metric, label, percent, shown
+from upop.report.markup import Cell, details, element, table, to_html
+from upop.report.tables import NONE, SIZES, human
+
+ASSETS = "assets"
+
+
+def page(runs: Sequence[Run], metric: str | None = None) -> str:
+    """The page as text; the same for the same runs.
+
+    Args:
+        runs: At least one; several are compared first.
+        metric: What the headline and the curve show; by default each run's main metric
+            (:meth:`~upop.report.facts.Run.main_metric`).
+
+    Raises:
+        ValueError: If there is no run, two have one name, or one of them has no such metric.
+    """
+    names = [run.name for run in runs]
+    if not runs or len(set(names)) != len(names):
+        raise ValueError(f"the runs to report are {names}; give at least one, each with its own name")
+    if metric is not None:
+        check_metric(metric, runs)
+    title = f"upop: {names[0]}" if len(runs) == 1 else f"upop: {len(runs)} runs"
+    several = [] if len(runs) == 1 else [_comparison(runs, metric)]
+    body = [*several, *(_run(f"run-{number}", run, metric) for number, run in enumerate(runs, start=1))]
+    folder = files("upop.report") / ASSETS
+    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
+        title=to_html(element("title", title)),
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        body="\n".join(map(to_html, body)),
+    )
+
+
+def _comparison(runs: Sequence[Run], metric: str | None) -> Element:
+    """All runs in one table, and a curve for each metric that stands for one of them."""
+    links = [element("li", element("a", run.name, href=f"#run-{number}")) for number, run in enumerate(runs, start=1)]
+    wanted = dict.fromkeys(metric or run.main_metric() for run in runs)
+    drawn = [
+        curve(f"curve-{number}-{size}", runs, key, size)
+        for number, key in enumerate(wanted, start=1)
+        if key is not None and lines(runs, key)
+        for size in ("params", "flops")
+    ]
+    head = [
+        "run", "no.", "metric", "dense", "cut", LAST, "parameters", "parameters kept", "FLOPs", "FLOPs kept",
+        "latency, ms", "latency, of dense", "target", "policy", "seed", "task",
+    ]  # fmt: skip
+    return element(
+        "section",
+        element("h2", f"{len(runs)} runs compared"),
+        element("nav", element("ol", *links), aria_label="runs"),
+        table("runs compared", head, [_compared(*one, metric) for one in enumerate(runs, start=1)]),
+        element("div", *drawn, class_="charts"),
+        id="comparison",
+    )
+
+
+def _compared(number: int, run: Run, metric: str | None) -> list[Cell | str]:
+    key = metric or run.main_metric()
+    sizes = [
+        cell
+        for size in ("params", "flops", "latency_ms")
+        for cell in (_fact(size, run.value(LAST, size)), _percent(run.share(size)))
+    ]
+    values = [_fact(key, run.value(state, key)) if key else Cell(NONE) for state in ("dense", "cut", LAST)]
+    words = [str(run.facts.get("policy", NONE)), str(run.recipe.get("seed", NONE)), run.task]
+    return [run.name, _count(number), label(key) if key else NONE, *values, *sizes, _percent(run.target), *words]
+
+
+def _run(identifier: str, run: Run, metric: str | None) -> Element:
+    """Everything about one run."""
+    quality = charts.metrics(f"{identifier}-metrics", run)
+    panels = charts.towers(f"{identifier}-kept", run.sites)
+    return element(
+        "section",
+        element("h2", run.name),
+        element("p", _lead(run)),
+        element("ul", *_cards(run, metric or run.main_metric()), class_="cards"),
+        element("h3", "Quality, size and speed"),
+        element("div", _states(run), *([quality] if quality is not None else []), class_="pair"),
+        element("p", _measured(run), class_="note"),
+        element("h3", "What is kept"),
+        element("div", *(_tower(name, drawn) for name, drawn in panels.items()), class_="towers"),
+        _removed(run),
+        details("every site in numbers", _sites(run)),
+        element("h3", "The search"),
+        element("div", *charts.search(f"{identifier}-search", run), class_="charts"),
+        details("every update in numbers", _history(run)) if run.history else element("p", "no update was logged"),
+        element("h3", "How it was made"),
+        element("div", _settings(run), _files(run), class_="pair"),
+        id=identifier,
+    )
+
+
+def _lead(run: Run) -> str:
+    """What was done, in a sentence."""
+    facts = run.facts
+    steps, of = facts.get("steps"), {"params": "parameters", "flops": "FLOPs"}.get(str(facts.get("of")), "units")
+    whole = sum(share.flops if of == "FLOPs" else share.params for share in run.removed)
+    gone = sum(share.flops_removed if of == "FLOPs" else share.params_removed for share in run.removed)
+    return (
+        f"{run.task}, from {run.recipe.get('checkpoint', NONE)}: "
+        f"{percent(gone / whole if whole else None)} of the prunable {of} removed"
+        + (f" over {steps:,} search steps" if isinstance(steps, int) else "")
+        + f" by the policy {facts.get('policy', NONE)} with {facts.get('allocation', NONE)} allocation."
+    )
+
+
+def _cards(run: Run, metric: str | None) -> Iterator[Element]:
+    """The headline numbers."""
+    for size, name in (("params", "of the parameters"), ("flops", "of the FLOPs")):
+        dense, last = (shown(size, run.value(state, size)) for state in ("dense", LAST))
+        yield _card(percent(run.share(size)), name, f"{dense} before, {last} now")
+    share = run.share("latency_ms")
+    if share:
+        dense, last = (shown("latency_ms", run.value(state, "latency_ms")) for state in ("dense", LAST))
+        yield _card(f"{1 / share:.2f}\u00d7", "as fast", f"{dense} ms before, {last} ms now")
+    if metric is not None:
+        dense, cut, last = (shown(metric, run.value(state, metric)) for state in ("dense", "cut", LAST))
+        yield _card(last, label(metric), f"dense {dense}, right after the cut {cut}")
+
+
+def _card(number: str, name: str, more: str) -> Element:
+    return element("li", element("strong", number), " ", element("span", name), " ", element("small", more))
+
+
+def _states(run: Run) -> Element:
+    """Sizes, speed and metrics of each state."""
+    seen = list(dict.fromkeys(key for facts in run.states.values() for key in facts))
+    keys = [*(key for key in SIZES if key in seen), *(key for key in seen if key not in SIZES)]
+    rows: list[list[Cell | str]] = [
+        [label(key), *(_fact(key, run.value(state, key)) for state in run.states), _percent(run.share(key))]
+        for key in keys
+    ]
+    return table("dense, cut and retrained", ["", *run.states, "of dense"], rows)
+
+
+def _measured(run: Run) -> str:
+    found = run.speed.get("dense", {})
+    return (
+        f"FLOPs of one sample. Latency of a batch of {found.get('batch_size')} on {found.get('device')}: median of "
+        f"{found.get('rounds')}, dense and compressed side by side."
+    )
+
+
+def _tower(name: str, drawn: Sequence[Element]) -> Element:
+    return element("div", element("h4", name), *drawn, class_="tower")
+
+
+def _removed(run: Run) -> Element:
+    sizes = [f"{what}{part}" for what in ("parameters", "FLOPs") for part in ("", " kept", " removed")]
+    head = ["modality", "kind", "sites", "units", "units kept", *sizes]
+    rows: list[list[Cell | str]] = []
+    for share in run.removed:
+        row: list[Cell | str] = [share.modality, share.kind, _count(share.sites)]
+        row += [_count(share.units), _count(share.units_kept)]
+        for whole, gone in ((share.params, share.params_removed), (share.flops, share.flops_removed)):
+            row += [_human(whole), _human(whole - gone), _percent(gone / whole if whole else None)]
+        rows.append(row)
+    return table("what is kept and removed, by modality and kind", head, rows)
+
+
+def _sites(run: Run) -> Element:
+    head = ["site", "modality", "layer", "kind", "units", "kept", "kept, %"]
+    rows: list[list[Cell | str]] = [
+        [
+            site.name, site.modality, _count(site.depth), site.kind, _count(site.units), _count(site.units_kept),
+            _percent(site.units_kept / site.units if site.units else None),
+        ]
+        for site in run.sites
+    ]  # fmt: skip
+    return table("units kept at every site", head, rows)
+
+
+def _history(run: Run) -> Element:
+    """What each update logged, without the split by kind."""
+    seen = dict.fromkeys(key for row in run.history for key in row if key.count("/") <= 2)
+    keys = ["step", *(key for key in seen if key != "step")]
+    rows = [[_logged(key, row.get(key)) for key in keys] for row in run.history]
+    return table("updates of the search", [key.replace("_", " ") for key in keys], rows)
+
+
+def _logged(key: str, value: float | None) -> Cell:
+    if value is None or not isfinite(value):
+        return Cell(NONE)
+    if key.startswith("removed/"):
+        return _percent(value)
+    return Cell(f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4f}", value)
+
+
+def _settings(run: Run) -> Element:
+    facts = {key: value for key, value in run.facts.items() if key not in ("params", "flops", "step")}
+    seconds = {f"seconds of {phase}, last attempt": value for phase, value in run.seconds.items() if value is not None}
+    rows = {**run.recipe, **{f"search: {key}": value for key, value in facts.items()}, **seconds, "upop": run.version}
+    return table(
+        "settings", ["setting", "value"], [[key.replace("_", " "), _plain(value)] for key, value in rows.items()]
+    )
+
+
+def _files(run: Run) -> Element:
+    return table("files", ["file", "where"], [[what, where] for what, where in run.files.items()])
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else NONE if value is None else str(value)
+
+
+def _fact(key: str, value: float | None) -> Cell:
+    return Cell(shown(key, value), value)
+
+
+def _percent(part: float | None) -> Cell:
+    return Cell(percent(part), part)
+
+
+def _count(number: int) -> Cell:
+    return Cell(f"{number:,}", number)
+
+
+def _human(number: int) -> Cell:
+    return Cell(human(number), number)
