@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from upop.metrics.results import check_complete, write_rows
+from upop.metrics.results import check_complete, check_writable, write_rows
 
 
 def test_every_item_once_is_fine():
@@ -32,3 +32,16 @@ def test_rows_are_a_json_list_with_one_on_each_line(tmp_path):
     assert json.loads(text) == rows
     assert [json.loads(line.rstrip(",")) for line in text.splitlines()[1:-1]] == rows
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["rows.json"]
+
+
+def test_a_result_file_that_cannot_be_written_is_refused_before_there_are_results(tmp_path):
+    check_writable(None)
+    check_writable(tmp_path / "new" / "deep" / "results.json")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"result_file is '.*', which is a directory; give a file in it"):
+        check_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ValueError, match=r"result_file is '.*results\.json', but '.*file' is no directory; give another"
+    ):
+        check_writable(tmp_path / "file" / "results.json")

@@ -83,9 +83,15 @@ def test_the_temperature_goes_on_from_phase_to_phase(tmp_path: Path) -> None:
     [
         ("retrieval", {"model.init_args.k": 500}, "k is 500"),
         ("vqa", {"model.init_args.k_test": 5000}, "k_test is 5000"),
+        (
+            "vqa",
+            {"model.init_args.result_file": f"{__file__}/x.json"},
+            r"result_file is '.*x.json', but '.*' is no dir",
+        ),
+        ("nlvr", {"model.init_args.result_file": f"{__file__}/x.csv"}, r"result_file is '.*x.csv', but '.*' is no dir"),
     ],
 )
-def test_settings_that_the_data_do_not_fit_are_refused_before_a_model_is_read(
+def test_settings_that_cannot_be_are_refused_before_a_model_is_read(
     tmp_path: Path, task: str, setting: dict[str, Any], message: str
 ) -> None:
     recipe, _ = made(task, tmp_path, **setting, **{"model.init_args.checkpoint": "/nowhere"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch import Trainer
 
 import upop
 from tests.recipes import other_checkpoint, recipe
+from upop.export.directory import plan_of
 from upop.families import find_sites
 from upop.runs import Recipe, RunDirectory, check, evaluate, fit
 from upop.runs.evaluation import default_checkpoint, evaluate_checkpoint
@@ -212,7 +212,13 @@ def test_a_plan_on_a_compressed_model_is_refused(config: dict[str, Any]) -> None
 def test_the_compressed_directory_names_what_was_removed(config: dict[str, Any]) -> None:
     made_recipe, directory = made(config)
     fit(made_recipe, directory)
-    content = json.loads((directory.path / "compressed/compression.json").read_text())
     dense, _ = upop.load(made_recipe.task.checkpoint)
-    assert content["kinds"] == ["head_dim", "neuron"]
-    assert {site.name for site in find_sites(dense)} == set(content["plan"]["keep"])
+    found = plan_of(directory.path / "compressed")
+    assert found is not None
+    plan, kinds = found
+    assert kinds == ["head_dim", "neuron"]
+    assert {site.name for site in find_sites(dense)} == set(plan.keep)
+    card = (directory.path / "compressed/README.md").read_text()
+    evaluations = [directory.evaluation(name) or {} for name in ("dense", "retrained")]
+    for row in [f"| {evaluations[0]['mean']:.2f} | {evaluations[1]['mean']:.2f} |"]:
+        assert row in card

@@ -364,6 +364,8 @@ def test_where_the_answers_are_secret_the_file_is_written_and_nothing_scored(tmp
     with pytest.raises(
         ValueError, match="the questions of split 'test' have no answers to score against; set model.init_"
     ):
+        task().check_data(data)  # before a model is read
+    with pytest.raises(ValueError, match="the questions of split 'test' have no answers to score against"):
         trainer(tmp_path).test(task(), datamodule=data, verbose=False)
 
 

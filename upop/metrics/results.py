@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from pathlib import Path
@@ -40,6 +41,22 @@ def check_complete(found: Collection[Hashable], expected: Iterable[Hashable], wh
     unknown = [item for item in found if item not in counts]
     if unknown:
         raise ValueError(f"there is a result for {what} {unknown[0]!r}, which is none of the {len(counts)} {what}s")
+
+
+def check_writable(path: str | Path | None) -> None:
+    """Refuse a result file that cannot be written, before hours of training; ``None`` is none at all.
+
+    Raises:
+        ValueError: If it is a directory, or one of the directories above it cannot be made or written to.
+    """
+    if path is None:
+        return
+    above = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if Path(path).is_dir():
+        raise ValueError(f"result_file is {str(path)!r}, which is a directory; give a file in it")
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "cannot be written to" if above.is_dir() else "is no directory"
+        raise ValueError(f"result_file is {str(path)!r}, but {str(above)!r} {what}; give another place")
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

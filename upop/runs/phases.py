@@ -221,7 +221,7 @@ def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     _train(recipe, directory, "retrain", task, [])
     metrics = evaluate(recipe, task)
     directory.note_evaluation("retrained", metrics)
-    facts = {"source": dense_checkpoint(recipe, directory), "metrics": metrics}
+    facts = {"source": recipe.task.checkpoint, "metrics": metrics, "dense_metrics": directory.evaluation("dense")}
     plan = Plan.load(directory.path / "plan.json")
     _save(task.model, processor, directory.path / "compressed", plan, recipe.search.units, facts)
     return {"model": "compressed"}

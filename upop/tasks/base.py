@@ -20,9 +20,10 @@ class Training:
     Attributes:
         epochs: Passes over the training data; 0 leaves the phase out where that is possible.
         lr: Peak learning rate of AdamW.
-        weight_decay: Weight decay of matrices; biases, norms and scalars get none.
+        weight_decay: Weight decay of matrices; biases, norms and scalars get none (the authors decay them too).
         betas: Decay rates of AdamW's two moments.
-        lr_schedule: ``cosine`` falls from ``lr`` to 0 over the phase, step by step; ``constant`` stays.
+        lr_schedule: ``cosine`` falls from ``lr`` to 0 over the phase, step by step (the authors': epoch by epoch);
+            ``constant`` stays.
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
     """
 

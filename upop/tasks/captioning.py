@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from upop.metrics.captions import caption_scores, check_metrics, write_results
 from upop.metrics.gathering import gather_by_index
+from upop.metrics.results import check_writable
 from upop.tasks.contrast import distil_rows
 from upop.tasks.taught import TaughtTask
 from upop.tasks.text_decoder import check_tokens, freeze_unread_
@@ -71,12 +72,13 @@ class Captioning(TaughtTask):
         self._captions: dict[int, str] = {}
 
     def preflight(self) -> None:
-        """Refuse scores that this machine cannot compute, before hours of training.
+        """Refuse scores that this machine cannot compute, and a result file that cannot be written.
 
         Raises:
-            ValueError: If a metric is unknown.
+            ValueError: If a metric is unknown, or the file cannot be written.
             FileNotFoundError: If Java, a package or a file is missing that the scores need.
         """
+        check_writable(self.result_file)
         with warnings.catch_warnings():
             if rank_zero_only.rank:  # one rank is enough to say what is left out
                 warnings.simplefilter("ignore")
@@ -192,14 +194,6 @@ class Captioning(TaughtTask):
         self._prompt_tokens()
         super().on_fit_start()
 
-    def on_validation_epoch_start(self) -> None:
-        """Start a new list of captions."""
-        self._start_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        """Start a new list of captions."""
-        self._start_evaluation()
-
     def _start_evaluation(self) -> None:
         self._prompt, self._captions = [self._prompt_tokens().to(self.device)], {}
         self.preflight()  # before the captions of thousands of images, where nobody called it earlier
@@ -211,25 +205,9 @@ class Captioning(TaughtTask):
             raise ValueError(f"max_length is {self.max_length}, but the prompt alone has {length} tokens; give more")
         return tokens
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Caption a batch of images."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Caption a batch of images."""
-        self._evaluate(batch)
-
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         captions = self.captions(batch["pixel_values"], self._prompt[0])
         self._captions.update(zip(batch["index"].tolist(), captions, strict=True))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the scores of the validation split, in percent."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores of the test split, in percent, and write the result file."""
-        self._report("test")
 
     def _report(self, split: str) -> None:
         found = gather_by_index(self._captions)

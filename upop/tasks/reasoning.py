@@ -18,7 +18,7 @@ from upop.families.blip_nlvr import BlipForVisualReasoning
 from upop.files import write_text
 from upop.metrics.gathering import gather_by_index
 from upop.metrics.reasoning import nlvr_accuracy
-from upop.metrics.results import check_complete
+from upop.metrics.results import check_complete, check_writable
 from upop.tasks.contrast import distil_rows
 from upop.tasks.taught import TaughtTask
 
@@ -41,6 +41,10 @@ class VisualReasoning(TaughtTask):
         super().__init__(checkpoint, from_scratch, compile)
         self.result_file = result_file
         self._predictions: dict[int, bool] = {}
+
+    def preflight(self) -> None:
+        """Refuse a result file that cannot be written."""
+        check_writable(self.result_file)
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
         """Take a BLIP for visual reasoning, dense or cut, and its processor.
@@ -90,33 +94,12 @@ class VisualReasoning(TaughtTask):
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Start a new list of predictions."""
+    def _start_evaluation(self) -> None:
         self._predictions = {}
-
-    def on_test_epoch_start(self) -> None:
-        """Start a new list of predictions."""
-        self._predictions = {}
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Judge a batch of statements."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Judge a batch of statements."""
-        self._evaluate(batch)
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         true = self.logits(self.model, batch).argmax(1).bool()
         self._predictions.update(zip(batch["index"].tolist(), true.tolist(), strict=True))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log accuracy and consistency of the validation split, in percent."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log accuracy and consistency of the test split, in percent, and write the result file."""
-        self._report("test")
 
     def _report(self, split: str) -> None:
         pairs = self.trainer.datamodule.pairs(split)

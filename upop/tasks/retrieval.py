@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from upop.families import image_features, text_features
 from upop.metrics import RetrievalRecall
-from upop.tasks.base import Task, frozen_copy, moving_average_
+from upop.tasks.base import frozen_copy, moving_average_
 from upop.tasks.contrast import contrastive, distil_features, distil_logits, positives, soft_contrastive
+from upop.tasks.evaluated import EvaluatedTask
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as OpenAI's CLIP clamps it
 
 
-class Retrieval(Task):
+class Retrieval(EvaluatedTask):
     """Train and evaluate a dual encoder (CLIP, SigLIP, ViT + BERT) on image-text retrieval.
 
     Args:
@@ -198,25 +199,9 @@ class Retrieval(Task):
         self.queue_index[places] = index[:count]
         self.queue_place.copy_((self.queue_place + count) % self.queue_size)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start a new count of ranks."""
-        self._start_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        """Start a new count of ranks."""
-        self._start_evaluation()
-
     def _start_evaluation(self) -> None:
         folds = int(getattr(self.trainer.datamodule, "folds", 1))
         self._recall = [RetrievalRecall(folds=folds).to(self.device)]
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Encode a batch of images or of texts."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Encode a batch of images or of texts."""
-        self._evaluate(batch)
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         recall = self._recall[0]
@@ -226,14 +211,6 @@ class Retrieval(Task):
         else:
             texts = text_features(self.model, batch["input_ids"], batch["attention_mask"]).float()
             recall.update_texts(F.normalize(texts, dim=1), batch["index"], batch["image_index"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the recalls of the validation split, in percent."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the recalls of the test split, in percent."""
-        self._report("test")
 
     def _report(self, split: str) -> None:
         values = {f"{split}/{name}": value for name, value in self._recalls().items()}

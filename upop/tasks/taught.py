@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upop.tasks.base import Task
+from upop.tasks.evaluated import EvaluatedTask
 from upop.tasks.hidden import HiddenStates, distil_hidden
 
 
-class TaughtTask(Task):
+class TaughtTask(EvaluatedTask):
     """A task that can distil: the caller runs the student inside :meth:`recording`, then adds :meth:`taught_loss`."""
 
     def recording(self, model: nn.Module) -> AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upop.metrics.gathering import gather_by_index
+from upop.metrics.results import check_writable
 from upop.metrics.vqa import vqa_accuracy, write_results
 from upop.tasks.answer_ranking import AnswerList, check_candidates, rank_answers
 from upop.tasks.taught import TaughtTask
@@ -162,32 +163,28 @@ class VisualQuestionAnswering(TaughtTask):
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
+    def preflight(self) -> None:
+        """Refuse a result file that cannot be written."""
+        check_writable(self.result_file)
+
     def check_data(self, data: Any) -> None:  # noqa: ANN401 (a data module)
-        """Refuse an answer list that is too short for ``k_test``.
+        """Refuse an answer list that is too short for ``k_test``, and a test whose outcome would be lost.
 
         Raises:
             ValueError: If it is.
         """
         if self.inference == "rank":
             check_candidates(self.k_test, len(data.answers))
+        if self.result_file is None and not _annotated(data.questions("test")):
+            raise ValueError(
+                "the questions of split 'test' have no answers to score against; set model.init_args.result_file to "
+                "write the model's answers for the test server"
+            )
 
     def on_fit_start(self) -> None:
         """Check the answer list before the training, not after it, where nobody has."""
         self.check_data(self.trainer.datamodule)
         super().on_fit_start()
-
-    def on_validation_epoch_start(self) -> None:
-        """Prepare the answer list."""
-        self._start_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        """Prepare the answer list."""
-        if self.result_file is None and not _annotated(self.trainer.datamodule.questions("test")):
-            raise ValueError(
-                "the questions of split 'test' have no answers to score against; set model.init_args.result_file to "
-                "write the model's answers for the test server"
-            )
-        self._start_evaluation()
 
     def _start_evaluation(self) -> None:
         self.check_data(self.trainer.datamodule)
@@ -196,14 +193,6 @@ class VisualQuestionAnswering(TaughtTask):
             tokens = self.trainer.datamodule.answer_tokens()
             start = self.model.decoder_start_token_id
             self._candidates = [AnswerList.of(tokens["input_ids"], tokens["attention_mask"], start).to(self.device)]
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Answer a batch of questions."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Answer a batch of questions."""
-        self._evaluate(batch)
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         answers = self.ranked(batch) if self.inference == "rank" else self.generated(batch)
@@ -248,14 +237,6 @@ class VisualQuestionAnswering(TaughtTask):
             **GENERATION,
         )
         return found
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy on the validation split, in percent, over all questions and by answer type."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the accuracy on the test split, where it has annotations, and write the result file."""
-        self._report("test")
 
     def _report(self, split: Literal["val", "test"]) -> None:
         questions = self.trainer.datamodule.questions(split)

@@ -1,0 +1,50 @@
+"""What every evaluation has in common: it starts, takes in batches, and reports, for either split in the same way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from upop.tasks.base import Task
+
+
+class EvaluatedTask(Task, ABC):
+    """A task that evaluates the validation and the test split alike; Lightning's hooks call its three steps."""
+
+    @abstractmethod
+    def _start_evaluation(self) -> None:
+        """Forget what an earlier evaluation found."""
+
+    @abstractmethod
+    def _evaluate(self, batch: dict[str, Tensor]) -> None:
+        """Take in a batch of the split."""
+
+    @abstractmethod
+    def _report(self, split: Literal["val", "test"]) -> None:
+        """Log what was found, in percent, and write what is to be written."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Start an evaluation."""
+        self._start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """Start an evaluation."""
+        self._start_evaluation()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take in a batch of the validation split."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take in a batch of the test split."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._report("test")
