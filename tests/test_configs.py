@@ -102,4 +102,4 @@ def test_an_overlay_can_change_the_data() -> None:
     recipe = made("configs/blip_retrieval.yaml", "configs/overlays/blip_retrieval_flickr30k.yaml")
     assert type(recipe.data).__name__ == "Flickr30kRetrieval"
     assert (recipe.data.text_length, recipe.data.clean_captions) == (35, True), "what both data sets know stays"
-    assert (recipe.task.k, recipe.task.negatives) == (128, "batch")
+    assert (recipe.task.k, recipe.task.negatives) == (128, "all_ranks")

@@ -40,8 +40,8 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path``, atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    """Write ``text`` to ``path`` in UTF-8, whatever the locale, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:

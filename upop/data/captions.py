@@ -30,7 +30,7 @@ def describe(scene: Scene, seed: int = 0) -> tuple[str, ...]:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption, a question or a statement about a scene may use, sorted."""
+    """The words of captions, sorted, with a few that none uses; questions and statements have lists of their own."""
     words = set(_OTHER_WORDS.split())
     for phrase in (*SHAPES, *COLOURS, *SIZES, *BACKGROUNDS, *CELLS, *NUMBERS, *ENTAIL.values()):
         words.update(phrase.split())
