@@ -141,6 +141,14 @@ def test_a_wrong_key_or_value_in_the_recipe(
     assert message in fails(capsys, "fit", "--config", str(write(config, tmp_path / "config.yaml")))
 
 
+def test_the_beginning_of_an_option_is_not_the_option(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write(config, tmp_path / "config.yaml"))
+    line = fails(capsys, "fit", "--config", file, "--search.remove", "0.75")
+    assert line.endswith("unrecognized arguments: --search.remove 0.75; did you mean 'removed'?")
+
+
 def test_a_wrong_key_of_the_task_or_the_data(
     config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

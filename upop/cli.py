@@ -141,7 +141,9 @@ def build_parser(verb: str = "fit") -> LightningArgumentParser:
     from upop.runs.timing import Measure
     from upop.tasks import Distillation, Task, Training
 
-    parser = LightningArgumentParser(prog=f"upop {verb}", description=VERBS[verb], exit_on_error=False)
+    parser = LightningArgumentParser(
+        prog=f"upop {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="recipe, a YAML file; several overlay one another in order")
     parser.add_argument("--seed_everything", type=int, default=42, help="seed of weights, data, dropout and policy")
     parser.add_argument("--run_dir", type=str, default="runs/upop", help="directory of the run; resumed if it exists")
