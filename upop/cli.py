@@ -268,7 +268,11 @@ def _test(arguments: list[str]) -> None:
     parser.add_argument(
         "--checkpoint", type=str, help="model directory; default: the run's result, or model.checkpoint"
     )
-    parser.add_argument("--plan", type=str, help="plan.json: evaluate the checkpoint with these masks on, uncut")
+    parser.add_argument(
+        "--plan",
+        type=str,
+        help="plan.json: evaluate the checkpoint as it was before the search, with these masks on, uncut",
+    )
     config = parse(parser, arguments)
     from pathlib import Path
 
@@ -281,7 +285,7 @@ def _test(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="upop report", description=VERBS["report"])
+    parser = argparse.ArgumentParser(prog="upop report", description=VERBS["report"], allow_abbrev=False)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory of a finished run")
     parser.add_argument(
         "--to", help="file to write (default: report.html in the run directory; of several, in the working directory)"
@@ -303,7 +307,7 @@ def _write_report(run_dirs: Sequence[str | Path], to: str | None = None, metric:
 
 
 def _inspect(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="upop inspect", description=VERBS["inspect"])
+    parser = argparse.ArgumentParser(prog="upop inspect", description=VERBS["inspect"], allow_abbrev=False)
     parser.add_argument("model", help="recipe (YAML), model directory, hub name, or timm/NAME")
     parser.add_argument("--units", nargs="+", help="unit kinds: head, head_dim, neuron (default: head_dim neuron)")
     parser.add_argument("--text-length", type=int, help="tokens of a text, for FLOPs (default: all positions)")
@@ -321,7 +325,7 @@ def _inspect(arguments: list[str]) -> None:
 
 
 def _import(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="upop import", description=VERBS["import"])
+    parser = argparse.ArgumentParser(prog="upop import", description=VERBS["import"], allow_abbrev=False)
     parser.add_argument("file", help="checkpoint with the authors' names, such as model_base_nlvr.pth")
     parser.add_argument(
         "--like",

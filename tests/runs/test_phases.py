@@ -160,6 +160,15 @@ def test_test_takes_the_dense_model_of_the_run_for_a_plan(config: dict[str, Any]
     assert default_checkpoint(made_recipe, directory.path, dense=True) == str(directory.path / "finetune/model")
 
 
+def test_test_has_nothing_to_show_of_a_run_from_scratch_that_did_not_train(config: dict[str, Any]) -> None:
+    config["model"]["init_args"]["from_scratch"] = True
+    made_recipe, directory = made(config)
+    with pytest.raises(
+        ValueError, match=r"no model in run directory '.*run', and the recipe starts from random weights"
+    ):
+        default_checkpoint(made_recipe, directory.path, dense=False)
+
+
 def test_a_phase_out_of_order_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="phase 'retrain' needs 'search', which is not done in .*; run it first"):
         fit(*made(config), only="retrain")

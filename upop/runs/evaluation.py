@@ -22,11 +22,21 @@ def default_checkpoint(recipe: Recipe, run_dir: Path, dense: bool) -> str:
         recipe: The run.
         run_dir: Its directory.
         dense: Take the dense model although there is a compressed one.
+
+    Raises:
+        ValueError: If it has nothing to show.
     """
     compressed, finetuned = run_dir / "compressed", run_dir / "finetune" / "model"
     if compressed.is_dir() and not dense:
         return str(compressed)
-    return str(finetuned) if finetuned.is_dir() else recipe.task.checkpoint
+    if finetuned.is_dir():
+        return str(finetuned)
+    if recipe.task.from_scratch:
+        raise ValueError(
+            f"no model in run directory {str(run_dir)!r}, and the recipe starts from random weights; `upop fit` makes "
+            "one, or give --checkpoint"
+        )
+    return recipe.task.checkpoint
 
 
 def evaluate_checkpoint(recipe: Recipe, checkpoint: str | None = None, plan: str | None = None) -> dict[str, float]:
