@@ -14,8 +14,8 @@ def test_a_run_is_what_its_summary_says():
     run = Run.of(told, "x")
     assert run.states["dense"]["params"] == told["states"]["dense"]["params"]
     assert [site.name for site in run.sites] == [site["name"] for site in told["sites"]]
-    assert (run.sites[0].stack, run.sites[0].role) == ("vision_model", "self_attn")
-    assert (run.sites[-1].stack, run.sites[-1].role) == ("text_decoder", "crossattention.self")
+    assert run.sites[0].block == "vision_model.encoder.layers.0.self_attn"
+    assert run.sites[-1].block.endswith(".crossattention.self")
     assert run.task == "Retrieval on Shapes"
     assert run.share("latency_ms") == pytest.approx(165.885 / 277.367)
     assert run.value("cut", "latency_ms") is None

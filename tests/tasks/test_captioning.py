@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import BlipForConditionalGeneration, PreTrainedTokenizerFast
 
 from tests import tiny
 from tests.plans import random_plan
+from tests.tasks.running import LossAtTheEnd, Numbers, Processor, trainer, word_tokenizer
 from upop.callbacks import ProgressiveSearch
 from upop.cost import CostModel, measure
 from upop.families import example_inputs, find_sites
@@ -48,11 +47,6 @@ class Reference:
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Processor:
-    tokenizer: Any
-
-
 class Rows(Dataset):
     """Images with their numbers."""
 
@@ -64,21 +58,6 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"pixel_values": self.images[index], "index": index}
-
-
-class Numbers:
-    """Every second number for the second rank, as an evaluation sampler shares them out."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[int]:
-        distributed = torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        return iter(range(rank, self.count, torch.distributed.get_world_size() if distributed else 1))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
 
 
 class Data(LightningDataModule):
@@ -111,13 +90,7 @@ class Data(LightningDataModule):
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    made = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.decoder = decoders.WordPiece()
-    ends = [("[CLS]", 2), ("[SEP]", 1)]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    named = {"pad_token": "[SEP]", "eos_token": "[SEP]", "cls_token": "[CLS]", "unk_token": "[UNK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **named)
+    return word_tokenizer(WORDS)
 
 
 def batch(rows: int = 6, seed: int = 1) -> dict[str, Tensor]:
@@ -142,15 +115,6 @@ def task(model: nn.Module | None = None, **arguments: Any) -> Captioning:
     made.adopt(model or tiny.build("blip_captioning"), Processor(tokenizer()))
     made.training_settings = Training(epochs=1, lr=1e-3)
     return made
-
-
-def trainer(path: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
-    settings = {
-        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_val_batches": 0, "logger": False,
-        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-    }  # fmt: skip
-    return Trainer(callbacks=list(callbacks), default_root_dir=path, **(settings | arguments))
 
 
 def prompt() -> Tensor:
@@ -253,20 +217,6 @@ def test_masked_and_cut_have_one_loss_and_one_caption(kinds: tuple[Any, ...]) ->
         torch.testing.assert_close(made.loss(given), loss, rtol=1e-5, atol=1e-5)
     assert torch.equal(made.generate(Data().images, prompt()), tokens)
     assert not torch.equal(dense, tokens)
-
-
-class LossAtTheEnd(Callback):
-    """The loss of a batch in evaluation mode when the search ends, its masks still on."""
-
-    def __init__(self, given: dict[str, Tensor]) -> None:
-        self.given = given
-        self.loss = torch.zeros(())
-
-    @torch.no_grad()
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.eval()
-        self.loss = pl_module.loss(self.given)
-        pl_module.train()
 
 
 def test_retraining_starts_at_the_loss_that_the_search_ended_with(tmp_path: Path) -> None:

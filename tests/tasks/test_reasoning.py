@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from tests import tiny
 from tests.plans import random_plan
+from tests.tasks.running import LossAtTheEnd, trainer
 from upop.callbacks import ProgressiveSearch
 from upop.cost import CostModel, measure
 from upop.families import example_inputs, find_sites
@@ -82,15 +83,6 @@ def task(seed: int = 0, **arguments: Any) -> VisualReasoning:
     return made
 
 
-def trainer(path: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
-    settings = {
-        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_val_batches": 0, "logger": False,
-        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-    }  # fmt: skip
-    return Trainer(callbacks=list(callbacks), default_root_dir=path, **(settings | arguments))
-
-
 def alone(model: Any, given: dict[str, Tensor], row: int) -> Tensor:
     """Logits of one sample without padding."""
     length = int(given["attention_mask"][row].sum())
@@ -150,20 +142,6 @@ def test_masked_and_cut_have_one_loss(kinds: tuple[Any, ...]) -> None:
         shrink_(made.model, sites, plan)
         torch.testing.assert_close(made.loss(given), loss, rtol=1e-5, atol=1e-5)
     assert abs(float(dense - loss)) > 1e-3
-
-
-class LossAtTheEnd(Callback):
-    """The loss of a batch in evaluation mode when the search ends, its masks still on."""
-
-    def __init__(self, given: dict[str, Tensor]) -> None:
-        self.given = given
-        self.loss = torch.zeros(())
-
-    @torch.no_grad()
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.eval()
-        self.loss = pl_module.loss(self.given)
-        pl_module.train()
 
 
 def test_retraining_starts_at_the_loss_that_the_search_ended_with(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests import tiny
 from tests.plans import random_plan
+from tests.tasks.running import Numbers, Processor, trainer
 from upop.callbacks import ProgressiveSearch, RandomState
 from upop.cost import CostModel, measure
 from upop.families import example_inputs, find_sites
@@ -38,13 +38,6 @@ class Tokenizer:
         return dict(self.words)
 
 
-@dataclass(frozen=True)
-class Processor:
-    """What is asked of a processor: a vocabulary, with or without BLIP's own token."""
-
-    tokenizer: Any
-
-
 PLAIN, SALESFORCE = Processor(Tokenizer((("cat", 7),))), Processor(Tokenizer((("cat", 7), ("[ENC]", ENC))))
 
 
@@ -57,21 +50,6 @@ class Rows(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return {name: column[row] for name, column in self.columns.items()} | {"index": torch.tensor(row)}
-
-
-class Shared:
-    """Every second number for the second of two ranks."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[int]:
-        distributed = torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        return iter(range(rank, self.count, torch.distributed.get_world_size() if distributed else 1))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
 
 
 @dataclass(frozen=True)
@@ -118,8 +96,8 @@ class Data(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         texts = Rows(input_ids=self.ids, attention_mask=self.mask, image_index=self.owner)
         return [
-            DataLoader(Rows(pixel_values=self.images), batch_size=4, sampler=Shared(IMAGES)),
-            DataLoader(texts, batch_size=7, sampler=Shared(TEXTS)),
+            DataLoader(Rows(pixel_values=self.images), batch_size=4, sampler=Numbers(IMAGES)),
+            DataLoader(texts, batch_size=7, sampler=Numbers(TEXTS)),
         ]
 
     test_dataloader = val_dataloader
@@ -132,15 +110,6 @@ def new_task(model: nn.Module | None = None, processor: Any = PLAIN, seed: int =
     made.adopt(model or tiny.build("blip_retrieval"), processor)
     made.training_settings = Training(epochs=1, lr=1e-3)
     return made
-
-
-def trainer(path: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
-    settings = {
-        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_val_batches": 0, "logger": False,
-        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-    }  # fmt: skip
-    return Trainer(callbacks=list(callbacks), default_root_dir=path, **(settings | arguments))
 
 
 def evaluated(path: Path, task: Any, data: Data | None = None) -> dict[str, float]:

@@ -18,7 +18,7 @@ Shapes: ``Q`` queries, ``G`` gallery items, ``I`` images, ``T`` texts (captions)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,9 +115,18 @@ def retrieval_recalls(
             for k, recall in recall_at(way_ranks).items():
                 sums[f"{way}_r{k}"] += recall
     recalls = {name: total / folds for name, total in sums.items()}
+    return recalls | means(recalls)
+
+
+def means(recalls: Mapping[str, float]) -> dict[str, float]:
+    """Means of ``i2t_r1`` to ``t2i_r10``: of either way, of both at 1, and of all.
+
+    >>> means({f"{way}_r{k}": 10.0 * k for way in ("i2t", "t2i") for k in KS})["r1_mean"]
+    10.0
+    """
     i2t, t2i = ([recalls[f"{way}_r{k}"] for k in KS] for way in ("i2t", "t2i"))
-    means = {"i2t_mean": math.fsum(i2t) / 3, "t2i_mean": math.fsum(t2i) / 3}
-    return recalls | means | {"r1_mean": (i2t[0] + t2i[0]) / 2, "mean": math.fsum(i2t + t2i) / 6}
+    ways = {"i2t_mean": math.fsum(i2t) / len(i2t), "t2i_mean": math.fsum(t2i) / len(t2i)}
+    return ways | {"r1_mean": (i2t[0] + t2i[0]) / 2, "mean": math.fsum(i2t + t2i) / len(i2t + t2i)}
 
 
 class RetrievalRecall(Metric):

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from upop.metrics.recall import _check_captions, recall_at
+from upop.metrics.recall import _check_captions, means, recall_at
 
 MISS = torch.iinfo(torch.int64).max
 
@@ -78,9 +78,7 @@ def reranked_recalls(
         "t2i": reranked_ranks(t2i_scores, t2i_candidates == caption_image[:, None]),
     }
     recalls = {f"{way}_r{k}": value for way, found in ranks.items() for k, value in recall_at(found).items()}
-    i2t, t2i = ([value for name, value in recalls.items() if name.startswith(way)] for way in ranks)
-    means = {"i2t_mean": math.fsum(i2t) / len(i2t), "t2i_mean": math.fsum(t2i) / len(t2i)}
-    return recalls | means | {"r1_mean": (i2t[0] + t2i[0]) / 2, "mean": math.fsum(i2t + t2i) / len(recalls)}
+    return recalls | means(recalls)
 
 
 def _check_candidates(way: str, candidates: Tensor, scores: Tensor, gallery: int) -> None:

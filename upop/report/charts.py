@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from upop.report.facts import LAST, KeptSite, Run, label, shown
+from upop.report.paths import role, stack
 from upop.report.svg import COLOUR, picture
 from upop.structure import MODALITIES
 
@@ -57,13 +58,13 @@ def towers(identifier: str, sites: Sequence[KeptSite]) -> dict[str, list[Element
     groups: dict[str, dict[tuple[str, str, str], list[KeptSite]]] = {}
     for site in sorted(sites, key=lambda one: MODALITIES.index(one.modality) if one.modality in MODALITIES else 9):
         panel = groups.setdefault(site.modality, {})
-        panel.setdefault((site.stack, site.kind, site.role), []).append(site)
+        panel.setdefault((stack(site.block), site.kind, role(site.block)), []).append(site)
     charts: dict[str, list[Element]] = {}
     for tower, panels in groups.items():
-        for (stack, kind, role), layers in panels.items():
+        for (part, kind, place), layers in panels.items():
             layers.sort(key=lambda one: one.depth)
             number = sum(map(len, charts.values())) + 1
-            title = f"{tower}: {UNITS.get(kind, kind)} ({stack}, {role})"
+            title = f"{tower}: {UNITS.get(kind, kind)} ({part}, {place})"
             charts.setdefault(tower, []).append(kept(f"{identifier}-{number}", title, layers))
     return charts
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from upop.cost import Share
 from upop.messages import closest
-from upop.report.tables import METRICS, NONE, SIZES, human
+from upop.report.tables import METRICS, NONE, SHOWN_AS_ZERO, SIZES, human
 
 MAIN = ("mean", "accuracy", "cider")
 """Metrics that stand for a whole task, in the order of preference: retrieval, questions and reasoning, captioning."""
@@ -40,22 +39,13 @@ class KeptSite:
     units_kept: int
 
     @property
-    def stack(self) -> str:
-        """The model's part whose layers ``depth`` counts through: the first of the path.
+    def block(self) -> str:
+        """Module path of the block.
 
-        >>> KeptSite("text_decoder.bert.layer.3.crossattention.self.head", "head", "fusion", 3, 12, 6).stack
-        'text_decoder'
+        >>> KeptSite("bert.layer.3.crossattention.self.head", "head", "fusion", 3, 12, 6).block
+        'bert.layer.3.crossattention.self'
         """
-        return self.name.partition(".")[0]
-
-    @property
-    def role(self) -> str:
-        """The block's name below its layer, which tells self- from cross-attention.
-
-        >>> KeptSite("text_decoder.bert.layer.3.crossattention.self.head", "head", "fusion", 3, 12, 6).role
-        'crossattention.self'
-        """
-        return re.split(r"(?:^|\.)\d+(?:\.|$)", self.name.rpartition(".")[0])[-1]
+        return self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ class Run:
     def share(self, key: str) -> float | None:
         """A fact of the finished model as a fraction of the dense model's."""
         dense, last = self.value("dense", key), self.value(LAST, key)
-        return None if last is None or dense is None or abs(dense) < 0.005 else last / dense
+        return None if last is None or dense is None or abs(dense) < SHOWN_AS_ZERO else last / dense
 
 
 def check_metric(metric: str, runs: Sequence[Run]) -> None:

@@ -6,7 +6,6 @@ Figures are made and saved without pyplot, so that no global state and no displa
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from upop.files import write_atomic
+from upop.report.paths import role, stack
 from upop.structure import KINDS, MODALITIES, Plan, Site
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
@@ -148,31 +148,13 @@ def _series(sites: Sequence[Site], kept: Mapping[str, int]) -> dict[tuple[str, s
     for kind in KINDS:
         same = [site for site in sites if site.kind == kind]
         several = len({site.depth for site in same}) < len(same)
-        stacks = {_stack(site) for site in same}
+        stacks = {stack(site.block) for site in same}
         for site in same:
-            role = f"{_stack(site)}: {_role(site)}" if len(stacks) > 1 else _role(site)
-            bars = found.setdefault((kind, role if several else ""), {})
+            place = f"{stack(site.block)}: {role(site.block)}" if len(stacks) > 1 else role(site.block)
+            bars = found.setdefault((kind, place if several else ""), {})
             stay, units = bars.get(site.depth, (0, 0))
             bars[site.depth] = (stay + kept.get(site.name, site.units), units + site.units)
     return found
-
-
-def _stack(site: Site) -> str:
-    """The tower whose layers a site counts through: the first part of its path.
-
-    >>> _stack(Site("text_decoder.bert.encoder.layer.3.crossattention.self.head", "head", "text", 3, cuts=()))
-    'text_decoder'
-    """
-    return site.block.partition(".")[0]
-
-
-def _role(site: Site) -> str:
-    """The block's name below its layer: what follows the last number.
-
-    >>> _role(Site("bert.layer.3.crossattention.self.head", "head", "text", 3, cuts=()))
-    'crossattention.self'
-    """
-    return re.split(r"(?:^|\.)\d+(?:\.|$)", site.block)[-1]
 
 
 def _layers(series: Mapping[tuple[str, str], Bars]) -> list[int]:
@@ -191,11 +173,11 @@ def _tower(axes: Axes, series: Mapping[tuple[str, str], Bars], points: float) ->
     place = {depth: number for number, depth in enumerate(layers)}
     width = 0.84 / len(series)
     room = points / max(len(layers), 1) * width  # points a bar
-    for number, ((kind, role), bars) in enumerate(series.items()):
+    for number, ((kind, what), bars) in enumerate(series.items()):
         shade = sum(1 for other in list(series)[:number] if other[0] == kind)
         x = np.array([place[depth] for depth in bars]) + (number - (len(series) - 1) / 2) * width
         height = [100 * stay / units for stay, units in bars.values()]
-        label = f"{NAMES[kind]} ({role})" if role else NAMES[kind]
+        label = f"{NAMES[kind]} ({what})" if what else NAMES[kind]
         axes.bar(x, 100, width * 0.9, facecolor="#F2F2F2", edgecolor="#B8B8B8", linewidth=0.6, label="_whole")
         drawn = axes.bar(x, height, width * 0.9, color=_lighter(COLOURS[kind], 0.45 * shade), label=label)
         if room >= 6:

@@ -15,6 +15,8 @@ from rich.table import Table
 from upop.cost import Share
 
 NONE = "-"
+SHOWN_AS_ZERO = 0.005
+"""What is smaller than this shows as 0.00, so that nothing is shown as a share of it."""
 
 SIZES: dict[str, str] = {
     "params": "parameters",
@@ -193,7 +195,7 @@ def _fact(key: str, value: float | None) -> str:
 
 def _percent(part: float | None, whole: float | None) -> str:
     """``part`` in percent of ``whole``, or a dash where one of them is missing or the whole is shown as 0."""
-    return NONE if part is None or not whole or abs(whole) < 0.005 else f"{100 * part / whole:.1f} %"
+    return NONE if part is None or not whole or abs(whole) < SHOWN_AS_ZERO else f"{100 * part / whole:.1f} %"
 
 
 def _kept(params: int, params_removed: int, flops: int, flops_removed: int) -> list[str]:

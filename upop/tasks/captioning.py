@@ -12,7 +12,7 @@ Shapes: ``B`` images, ``L`` tokens, ``P`` tokens of the prompt and both special 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -209,7 +209,7 @@ class Captioning(TaughtTask):
         captions = self.captions(batch["pixel_values"], self._prompt[0])
         self._captions.update(zip(batch["index"].tolist(), captions, strict=True))
 
-    def _report(self, split: str) -> None:
+    def _report(self, split: Literal["val", "test"]) -> None:
         found = gather_by_index(self._captions)
         outcome: Any = None
         if self.trainer.is_global_zero:
@@ -220,8 +220,7 @@ class Captioning(TaughtTask):
         outcome = self.trainer.strategy.broadcast(outcome)
         if isinstance(outcome, Exception):
             raise outcome  # by every rank, so that none waits for one that has stopped
-        values = {f"{split}/{name}": value for name, value in outcome.items()}
-        self.log_dict(values, sync_dist=True, reduce_fx="max")  # every rank has the same; their maximum is exact
+        self._log_scores(split, outcome)
         self._captions = {}
 
     def _scores(self, split: str, found: dict[int, str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -24,6 +25,11 @@ class EvaluatedTask(Task, ABC):
     @abstractmethod
     def _report(self, split: Literal["val", "test"]) -> None:
         """Log what was found, in percent, and write what is to be written."""
+
+    def _log_scores(self, split: Literal["val", "test"], scores: Mapping[str, float]) -> None:
+        """Log scores of a whole split, which every rank has alike."""
+        values = {f"{split}/{name}": value for name, value in scores.items()}
+        self.log_dict(values, sync_dist=True, reduce_fx="max")  # the maximum of equal values is exact, a mean is not
 
     def on_validation_epoch_start(self) -> None:
         """Start an evaluation."""

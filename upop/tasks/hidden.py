@@ -9,6 +9,7 @@ Shapes: ``B`` rows, ``L`` tokens, ``D`` width of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -69,6 +70,11 @@ class HiddenStates:
             self._recorded[path] = output[0] if isinstance(output, tuple) else output
 
         return hook
+
+
+def recording(model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+    """A with-block that gives the hidden states of ``model``, or ``None`` where they are not wanted."""
+    return HiddenStates(model) if wanted else nullcontext()
 
 
 def distil_hidden(student: HiddenStates, teacher: HiddenStates, masks: Mapping[str, Tensor] | None = None) -> Tensor:

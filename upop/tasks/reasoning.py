@@ -9,7 +9,7 @@ Shapes: ``B`` pairs of a batch, ``L`` tokens of a statement, ``S`` pixels along 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class VisualReasoning(TaughtTask):
         true = self.logits(self.model, batch).argmax(1).bool()
         self._predictions.update(zip(batch["index"].tolist(), true.tolist(), strict=True))
 
-    def _report(self, split: str) -> None:
+    def _report(self, split: Literal["val", "test"]) -> None:
         pairs = self.trainer.datamodule.pairs(split)
         found = gather_by_index(self._predictions)
         check_complete(found, range(len(pairs)), "pair")
@@ -109,7 +109,5 @@ class VisualReasoning(TaughtTask):
             rows = [f"{pairs[number].identifier},{true}\n" for number, true in found.items()]
             write_text(self.result_file, "".join(rows))
         labels, groups = [pair.label for pair in pairs], [pair.group for pair in pairs]
-        scores = nlvr_accuracy(list(found.values()), labels, groups)
-        values = {f"{split}/{name}": value for name, value in scores.items()}
-        self.log_dict(values, sync_dist=True, reduce_fx="max")  # every rank has the same; their maximum is exact
+        self._log_scores(split, nlvr_accuracy(list(found.values()), labels, groups))
         self._predictions = {}

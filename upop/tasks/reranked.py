@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import random
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -23,7 +22,7 @@ from upop.families import text_features
 from upop.metrics import reranked_recalls
 from upop.tasks.candidates import Encoded, check_k, find_candidates, score_pairs
 from upop.tasks.contrast import distil_rows
-from upop.tasks.hidden import HiddenStates, distil_hidden
+from upop.tasks.hidden import HiddenStates, distil_hidden, recording
 from upop.tasks.matching import MatchingPairs, draw_negatives, match, matching_loss, matching_pairs
 from upop.tasks.progress import progress_bar
 from upop.tasks.retrieval import Retrieval
@@ -185,7 +184,7 @@ class RerankedRetrieval(Retrieval):
             batch: ``pixel_values``, ``input_ids``, ``attention_mask`` and ``image_index``.
             batch_idx: With seed and step, it decides which negatives are drawn.
         """
-        with self._recording(self.model) as hidden:
+        with recording(self.model, self.distillation.features > 0) as hidden:
             states, images = self.encode_images(self.model, batch["pixel_values"])
             texts = self.encode_texts(self.model, batch)
             pairs = self._pairs(images, texts, batch, batch_idx)
@@ -236,9 +235,6 @@ class RerankedRetrieval(Retrieval):
         candidates = self._gather(states) if self.negatives == "all_ranks" else states
         return match(model, candidates[pairs.image], pairs.input_ids, pairs.attention_mask)
 
-    def _recording(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return HiddenStates(model) if self.distillation.features else nullcontext()
-
     def _distillation_loss(
         self,
         features: tuple[Tensor, Tensor],
@@ -252,7 +248,7 @@ class RerankedRetrieval(Retrieval):
         Student and teacher share the temperature, which distillation does not train: softer for both would pay.
         """
         weights, scale = self.distillation, self.scale(self.model).detach()
-        with torch.no_grad(), self._recording(self.teacher) as taught:
+        with torch.no_grad(), recording(self.teacher, weights.features > 0) as taught:
             states, images = self.encode_images(self.teacher, batch["pixel_values"])
             texts = self.encode_texts(self.teacher, batch)
             target = self._match(self.teacher, states, pairs)

@@ -212,9 +212,8 @@ class Retrieval(EvaluatedTask):
             texts = text_features(self.model, batch["input_ids"], batch["attention_mask"]).float()
             recall.update_texts(F.normalize(texts, dim=1), batch["index"], batch["image_index"])
 
-    def _report(self, split: str) -> None:
-        values = {f"{split}/{name}": value for name, value in self._recalls().items()}
-        self.log_dict(values, sync_dist=True, reduce_fx="max")  # every rank has the same; their maximum is exact
+    def _report(self, split: Literal["val", "test"]) -> None:
+        self._log_scores(split, self._recalls())
         self._recall = []
 
     def _recalls(self) -> dict[str, float]:

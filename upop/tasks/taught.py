@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upop.tasks.evaluated import EvaluatedTask
-from upop.tasks.hidden import HiddenStates, distil_hidden
+from upop.tasks.hidden import HiddenStates, distil_hidden, recording
 
 
 class TaughtTask(EvaluatedTask):
@@ -18,7 +18,7 @@ class TaughtTask(EvaluatedTask):
 
     def recording(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Record the hidden states of ``model``, if the distillation wants them."""
-        return HiddenStates(model) if self.distillation.features else nullcontext()
+        return recording(model, self.distillation.features > 0)
 
     def taught_loss(
         self,

@@ -245,8 +245,7 @@ class VisualQuestionAnswering(TaughtTask):
         if split == "test" and self.result_file is not None and self.trainer.is_global_zero:
             write_results(self.result_file, answers, questions)
         if _annotated(questions):
-            values = {f"{split}/{name}": value for name, value in vqa_accuracy(answers, questions).items()}
-            self.log_dict(values, sync_dist=True, reduce_fx="max")  # every rank has the same; their maximum is exact
+            self._log_scores(split, vqa_accuracy(answers, questions))
 
 
 def _per_question(values: Tensor, batch: dict[str, Tensor]) -> Tensor:
