@@ -20,8 +20,9 @@ ALLOWED = {
     "tasks": {"families", "surgery", "metrics", "structure"},
     "callbacks": {"masks", "search", "cost", "structure"},
     "report": {"export", "cost", "structure"},
-    "runs": ALL - {"cli"},
-    "cli": ALL,
+    "runs": ALL - {"cli", "__main__"},
+    "cli": ALL - {"__main__"},
+    "__main__": {"cli"},
     "__init__": {"export"},  # lazily
 }
 

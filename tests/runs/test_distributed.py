@@ -37,7 +37,7 @@ def upop(verb: str, config: dict[str, Any], *options: str, **environment: str) -
     """Run ``upop`` on a configuration in a process group of its own, and leave none of its processes behind."""
     path = write(config, Path(config["run_dir"]).with_suffix(".yaml"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "upop.cli", verb, "--config", str(path), *options],
+        [sys.executable, "-m", "upop", verb, "--config", str(path), *options],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from upop.messages import closest
 
 BLIP_CLASSES = ("BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering")
+PATHS = (".", "/", "~", "checkpoints/")
+"""Beginnings of a path, for which no hub is asked; the recipes' own checkpoints are made by hand."""
 ANSWER_LENGTH = 4
 """Tokens that a VQA decoder is costed with: its start token, an answer of two word pieces and the end."""
 
@@ -189,10 +191,12 @@ def _create_timm(name: str, pretrained: bool, **arguments: Any) -> nn.Module:  #
 def _check_path(checkpoint: str) -> None:
     """Say at once that a path is wrong, before a hub is asked for it."""
     path = Path(checkpoint)
-    looks_like_path = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or path.exists()
+    beside = len(path.parts) == 2 and path.parent.is_dir()
+    looks_like_path = checkpoint.startswith(PATHS) or checkpoint.count("/") > 1 or path.exists() or beside
     if looks_like_path and not path.is_dir():
+        made = "; `upop import` makes one of its authors' file" if checkpoint.startswith("checkpoints/") else ""
         raise FileNotFoundError(
-            f"no checkpoint directory at {checkpoint!r}; give a directory with config.json or a hub name"
+            f"no checkpoint directory at {checkpoint!r}; give a directory with config.json or a hub name{made}"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         found = sorted(entry.name for entry in path.iterdir())[:5]

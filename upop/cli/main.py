@@ -1,0 +1,92 @@
+"""``upop <verb>``: errors of the user in one line, and quiet libraries.
+
+The verbs and their help need nothing but the standard library; torch and Lightning are imported when a verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+
+from upop import __version__
+from upop.cli.explain import one_line
+from upop.cli.verbs import HELP, run
+
+CHATTER = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "Loading `train_dataloader` to estimate",
+    "Using bfloat16",
+    "Using 16bit",
+)
+"""Beginnings of Lightning's messages, one per phase and more, that tell a user of upop nothing."""
+HARMLESS = (
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
+    r".*distributed\.nn\.functional\.all_gather",  # the same
+    r"Found \d+ module\(s\) in eval mode",  # the momentum encoders, which stay in it
+    r"Checkpoint directory .* exists and is not empty",  # where a run goes on
+)
+"""Patterns of warnings about what is meant to be so, or is not ours."""
+PEER_GONE = re.compile(r"Connection (closed by|reset by) peer|Connection refused")
+DESCRIPTION = "Compress vision-language transformers by structure: a checkpoint goes in, a smaller one comes out."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a verb. Errors of the user end with one line and exit code 2; ``--debug`` shows the traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    options = _verbs().parse_args(arguments[:1])
+    try:
+        _quiet()
+        run(options.verb, arguments[1:])
+    except KeyboardInterrupt:
+        print("\nupop: stopped; run the same command again to go on where it stood", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, RuntimeError, argparse.ArgumentError) as error:
+        if debug or (isinstance(error, RuntimeError) and not PEER_GONE.search(str(error))):
+            raise
+        if isinstance(error, RuntimeError):
+            error = ValueError("another process of this run has stopped; its own message says why")
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+        print(f"upop: error: {one_line(error)}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr)
+        sys.exit(2)
+
+
+def _verbs() -> argparse.ArgumentParser:
+    lines = [f"  {verb:9} {text}" for verb, text in HELP.items()]
+    parser = argparse.ArgumentParser(
+        prog="upop",
+        description=DESCRIPTION,
+        usage="upop VERB [options]",
+        epilog="verbs:\n" + "\n".join(lines) + "\n\nupop VERB --help shows the options of a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"upop {__version__}")
+    parser.add_argument("verb", choices=list(HELP), metavar="VERB", help="what to do, see below")
+    return parser
+
+
+def _quiet() -> None:
+    """Silence what libraries say that is no news; Lightning's progress bar, downloads and real warnings stay."""
+    warnings.formatwarning = lambda message, *_, **__: f"upop: warning: {one_line(message)}\n"
+    for pattern in HARMLESS:
+        warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
+    disable_progress_bar()  # "Loading weights", a bar of milliseconds per model
+    enable_progress_bars()  # the line above silences downloads too, which take minutes
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not text.startswith(CHATTER) and "LOAD REPORT" not in text  # upop refuses such weights, in one line

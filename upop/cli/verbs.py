@@ -1,0 +1,156 @@
+"""What each verb of the command line does. torch and Lightning are imported when a verb runs, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from upop.cli.recipe import build_parser, parse, recipe_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning.pytorch.cli import LightningArgumentParser
+
+HELP = {
+    "fit": "finetune, search, cut, retrain and export, from where the run directory stands",
+    "finetune": "train the dense model on the task",
+    "search": "learn which units the task can spare, write plan.json, and cut",
+    "retrain": "train the cut model and export it",
+    "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
+    "report": "write one HTML page of finished runs (RUN_DIR ...); several are compared",
+    "inspect": "show what can be cut in a model or a recipe's model, before any training",
+    "import": "make a model directory of a BLIP checkpoint in its authors' format (FILE.pth --like MODEL --to DIR)",
+}
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    """Run a verb of :data:`HELP`."""
+    actions: dict[str, Callable[[list[str]], None]] = {
+        "test": _test,
+        "report": _report,
+        "inspect": _inspect,
+        "import": _import,
+    }
+    actions.get(verb, partial(_fit, verb))(arguments)
+
+
+def _parser(verb: str, arguments: Sequence[str]) -> LightningArgumentParser:
+    """The parser of a verb that takes a recipe."""
+    if arguments and _is_recipe(arguments[0]):
+        raise ValueError(f"a recipe is given as an option: upop {verb} --config {arguments[0]}")
+    return build_parser(verb, HELP[verb])
+
+
+def _plain_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb that takes no recipe."""
+    return argparse.ArgumentParser(prog=f"upop {verb}", description=HELP[verb], allow_abbrev=False)
+
+
+def _fit(verb: str, arguments: list[str]) -> None:
+    parser = _parser(verb, arguments)
+    config = parse(parser, arguments)
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from upop.runs import RunDirectory, fit
+    from upop.runs.summary import summarise
+
+    recipe = recipe_of(parser, config)
+    directory = RunDirectory(config.run_dir, recipe.config)
+    fit(recipe, directory, None if verb == "fit" else verb)
+    if directory.done("retrain"):
+        rank_zero_only(summarise)(recipe, directory)
+        rank_zero_only(_write_report)([directory.path])
+
+
+def _test(arguments: list[str]) -> None:
+    parser = _parser("test", arguments)
+    parser.add_argument(
+        "--checkpoint", type=str, help="model directory; default: the run's result, or model.checkpoint"
+    )
+    parser.add_argument(
+        "--plan",
+        type=str,
+        help="plan.json: evaluate the checkpoint as it was before the search, with these masks on, uncut",
+    )
+    config = parse(parser, arguments)
+    from pathlib import Path
+
+    from upop.runs.evaluation import default_checkpoint, evaluate_checkpoint
+
+    checkpoint, plan = config.pop("checkpoint", None), config.pop("plan", None)
+    recipe = recipe_of(parser, config)
+    checkpoint = checkpoint or default_checkpoint(recipe, Path(config.run_dir), dense=plan is not None)
+    evaluate_checkpoint(recipe, checkpoint, plan)
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _plain_parser("report")
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory of a finished run")
+    parser.add_argument(
+        "--to", help="file to write (default: report.html in the run directory; of several, in the working directory)"
+    )
+    parser.add_argument(
+        "--metric",
+        help="what the headline and the curve show, by its name in summary.json (default: mean, accuracy or cider, "
+        "whichever a run has, else its first metric)",
+    )
+    options = parser.parse_args(arguments)
+    _write_report(options.run_dirs, options.to, options.metric)
+
+
+def _write_report(run_dirs: Sequence[str | Path], to: str | None = None, metric: str | None = None) -> None:
+    """Write the page of finished runs and say where it is."""
+    from upop.runs.reporting import write_report
+
+    print(f"report: {write_report(run_dirs, to, metric)}")
+
+
+def _inspect(arguments: list[str]) -> None:
+    parser = _plain_parser("inspect")
+    parser.add_argument(
+        "model", nargs="+", help="recipe (YAML; several overlay one another), model directory, hub name, or timm/NAME"
+    )
+    parser.add_argument("--units", nargs="+", help="unit kinds: head, head_dim, neuron (default: head_dim neuron)")
+    parser.add_argument("--text-length", type=int, help="tokens of a text, for FLOPs (default: all positions)")
+    options = parser.parse_args(arguments)
+    from upop.runs.inspection import inspect as show
+
+    checkpoint, units, length = options.model[0], options.units, options.text_length
+    if any(_is_recipe(model) for model in options.model):
+        recipe_parser = build_parser()
+        config = parse(recipe_parser, [f"--config={file}" for file in options.model])
+        recipe = recipe_of(recipe_parser, config)
+        checkpoint, units = recipe.task.checkpoint, units or recipe.search.units
+        length = length or recipe.data.text_length
+    elif len(options.model) > 1:
+        raise ValueError(
+            f"upop inspect shows one model, not the {len(options.model)} of {options.model}; run it for each"
+        )
+    show(checkpoint, units or ("head_dim", "neuron"), length)
+
+
+def _is_recipe(argument: str) -> bool:
+    return argument.endswith((".yaml", ".yml"))
+
+
+def _import(arguments: list[str]) -> None:
+    parser = _plain_parser("import")
+    parser.add_argument("file", help="checkpoint with the authors' names, such as model_base_nlvr.pth")
+    parser.add_argument(
+        "--like",
+        required=True,
+        help="model directory or hub name of a BLIP of the same task and size, whose configuration and processor are "
+        "taken; of any task for NLVR",
+    )
+    parser.add_argument("--to", required=True, help="directory to write; it must not exist")
+    parser.add_argument(
+        "--image-size", type=int, help="pixels along a side, position embeddings are interpolated (default: --like's)"
+    )
+    options = parser.parse_args(arguments)
+    from upop.export import import_checkpoint
+
+    imported = import_checkpoint(options.file, options.like, options.to, options.image_size)
+    print("\n".join(imported.lines()))
