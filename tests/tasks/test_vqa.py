@@ -533,3 +533,25 @@ def test_messages(tmp_path: Path) -> None:
             ValueError, match="k_test is 12, but the answer list has 11 answers to choose the candidates"
         ):
             run(task(k_test=12), datamodule=Data())
+
+
+def test_drop_path_lets_samples_skip_vision_layers_in_training_alone() -> None:
+    plain, given = task(), batch()
+    made = task(copy.deepcopy(plain.model), drop_path=0.9)
+    made.adopt(made.model, made.processor)  # once more: the rates must not pile up
+
+    def images(one: VisualQuestionAnswering) -> Tensor:
+        return one.model.vision_model(pixel_values=given["pixel_values"]).last_hidden_state
+
+    torch.manual_seed(0)
+    states = torch.cat([images(made) for _ in range(40)])
+    untouched = (states - images(plain).repeat(40, 1, 1)).abs().amax((1, 2)) < 1e-6
+    assert not untouched.any()  # a branch that is not skipped is scaled up
+    layer = made.model.vision_model.encoder.layers[-1]
+    skipped = (layer.mlp(torch.ones(4000, 5, 24)) == 0).all(dim=(1, 2))
+    assert skipped.float().mean().item() == pytest.approx(0.9, abs=0.02)
+    made.eval(), plain.eval()
+    assert torch.equal(images(made), images(plain))
+    assert made.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(ValueError, match=r"drop_path is 1.0; it is the probability to skip the last vision layer"):
+        VisualQuestionAnswering("x", drop_path=1.0)

@@ -16,11 +16,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from upop.metrics.gathering import gather_by_index
 from upop.metrics.results import check_writable
 from upop.metrics.vqa import vqa_accuracy, write_results
 from upop.tasks.answer_ranking import AnswerList, check_candidates, rank_answers
+from upop.tasks.stochastic_depth import add_stochastic_depth, check_rate
 from upop.tasks.taught import TaughtTask
 from upop.tasks.text_decoder import check_tokens, freeze_unread_
 
@@ -35,6 +37,8 @@ class VisualQuestionAnswering(TaughtTask):
         checkpoint: Dense model to start from: a Hugging Face directory or hub name.
         from_scratch: Take only the architecture and the processor of ``checkpoint``, with random weights.
         compile: Compile the image encoder and the text encoder with ``torch.compile``; the first steps take longer.
+        drop_path: Probability at which a sample skips the last vision layer in training, growing linearly from 0 at the
+            first (stochastic depth); the authors train with 0.1.
         label_smoothing: Share of the target that is spread over the whole vocabulary in training, in [0, 1).
         inference: ``rank`` takes the most probable answer of the data's answer list, as the authors evaluate;
             ``generate`` lets the decoder write one (3 beams, at most 8 tokens).
@@ -51,6 +55,7 @@ class VisualQuestionAnswering(TaughtTask):
         checkpoint: str,
         from_scratch: bool = False,
         compile: bool = False,
+        drop_path: float = 0.0,
         label_smoothing: float = 0.1,
         inference: Literal["rank", "generate"] = "rank",
         k_test: int = 128,
@@ -65,8 +70,11 @@ class VisualQuestionAnswering(TaughtTask):
             raise ValueError(f"inference is {inference!r}; give 'rank' or 'generate'")
         if k_test < 1:
             raise ValueError(f"k_test is {k_test!r}; give the number of answers to score for each question, 1 or more")
+        check_rate(drop_path)
+        self.drop_path = drop_path
         self.label_smoothing, self.rank_smoothing = label_smoothing, rank_smoothing
         self.inference, self.k_test, self.result_file = inference, k_test, result_file
+        self._skips: list[RemovableHandle] = []
         self._candidates: list[AnswerList] = []
         self._answers: dict[int, str] = {}
 
@@ -94,6 +102,10 @@ class VisualQuestionAnswering(TaughtTask):
         check_tokens(text, processor)
         super().adopt(model, processor)
         freeze_unread_(model.text_decoder)
+        layers: Any = model.vision_model.encoder.layers
+        for handle in self._skips:
+            handle.remove()
+        self._skips = add_stochastic_depth([[layer.self_attn, layer.mlp] for layer in layers], self.drop_path)
 
     def towers(self) -> list[nn.Module]:
         """Both encoders; the decoder's length changes with every batch of answers."""
