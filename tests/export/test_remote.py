@@ -260,3 +260,27 @@ def test_another_environment(stranger, tmp_path):
     assert timm.__version__ in listed
     assert "lightning" not in listed
     assert "upop" not in listed
+
+
+def test_a_cut_model_loads_where_upop_has_told_transformers_of_its_dense_class(tmp_path):
+    """In a process of its own: what it loads stays registered."""
+    model = dense("blip_nlvr")
+    sites = find_sites(model, ("head_dim", "neuron"))
+    plan = random_plan(sites, seed=1)
+    shrink_(model, sites, plan)
+    path = save(model, samples.processor("blip_nlvr"), tmp_path / "cut", plan, ("head_dim", "neuron"))
+    code = """
+import sys, torch, upop
+from transformers import AutoModel
+ours, _ = upop.load(sys.argv[1])
+theirs = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+states = ours.state_dict()
+assert type(theirs).__module__.startswith("transformers_modules."), type(theirs).__module__
+assert all(torch.equal(states[name], value) for name, value in theirs.state_dict().items())
+assert type(upop.load(sys.argv[1])[0]) is type(ours)
+"""
+    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=env, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

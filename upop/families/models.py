@@ -81,12 +81,14 @@ def _config(checkpoint: str) -> Any:  # noqa: ANN401 (any Hugging Face config)
 
 
 def _model_class(checkpoint: str, config: Any) -> Any:  # noqa: ANN401 (a Hugging Face config and model class)
-    """The class of transformers that a config says its weights are of; where it names none, AutoModel, which chooses.
+    """The class that a config says its weights are of; where it names none, AutoModel, which chooses.
 
     Raises:
         ValueError: If a BLIP is of no class that can be compressed, or VQA's decoder would not fit its encoder.
     """
     import transformers
+
+    from upop.families.blip_nlvr import BlipForVisualReasoning, BlipNlvrConfig
 
     name = (config.architectures or [""])[0]
     if config.model_type == "blip":
@@ -101,6 +103,8 @@ def _model_class(checkpoint: str, config: Any) -> Any:  # noqa: ANN401 (a Huggin
                 f"{checkpoint!r} has images of width {images} and text of width {text}; BlipForQuestionAnswering of "
                 "transformers needs one width: it builds the decoder for the images' but lets it attend to the question"
             )
+    if config.model_type == BlipNlvrConfig.model_type:
+        return BlipForVisualReasoning
     return getattr(transformers, name or "AutoModel", transformers.AutoModel)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from upop.families.blip_nlvr.modeling import BlipForVisualReasoning, BlipNlvrConfig
 from upop.families.blip_nlvr.sites import FAMILY
@@ -10,4 +10,4 @@ from upop.families.blip_nlvr.sites import FAMILY
 __all__ = ["FAMILY", "BlipForVisualReasoning", "BlipNlvrConfig"]
 
 AutoConfig.register(BlipNlvrConfig.model_type, BlipNlvrConfig, exist_ok=True)
-AutoModel.register(BlipNlvrConfig, BlipForVisualReasoning, exist_ok=True)
+# AutoModel is not told of the class: it would prefer it to the one in a compressed directory, which cuts itself.
