@@ -163,6 +163,17 @@ def test_what_only_training_needs_is_left_behind_and_named():
     assert leftovers({"temperature": 1, "text_encoder.temp": 1, "my_queue_ptr": 1}) == []
 
 
+def test_masks_of_a_search_are_left_behind_and_named():
+    masks = [
+        "visual_encoder.blocks.0.attn.alpha",
+        "visual_encoder.blocks.0.mlp.alpha",
+        "text_encoder.encoder.layer.1.attention.self.alpha",
+        "text_encoder.encoder.layer.1.crossattention.self1.alpha",
+        "text_decoder.bert.encoder.layer.2.intermediate.alpha",
+    ]
+    assert leftovers(dict.fromkeys([*masks, "alpha", "cls_head.alpha"], torch.ones(1))) == masks
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [

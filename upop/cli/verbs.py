@@ -22,7 +22,7 @@ HELP = {
     "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
     "report": "write one HTML page of finished runs (RUN_DIR ...); several are compared",
     "inspect": "show what can be cut in a model or a recipe's model, before any training",
-    "import": "make a model directory of a BLIP checkpoint in its authors' format (FILE.pth --like MODEL --to DIR)",
+    "import": "make a model directory of a BLIP or CLIP as its authors released it (FILE --like MODEL --to DIR)",
 }
 
 
@@ -138,12 +138,17 @@ def _is_recipe(argument: str) -> bool:
 
 def _import(arguments: list[str]) -> None:
     parser = _plain_parser("import")
-    parser.add_argument("file", help="checkpoint with the authors' names, such as model_base_nlvr.pth")
+    parser.add_argument(
+        "file",
+        help="weights with the authors' names (.pth, .pt or .safetensors), such as model_base_nlvr.pth, a compressed "
+        "checkpoint of UPop's authors, an OpenAI CLIP state dict or an open_clip checkpoint; TorchScript archives have "
+        "to be saved as a state dict first",
+    )
     parser.add_argument(
         "--like",
         required=True,
-        help="model directory or hub name of a BLIP of the same task and size, whose configuration and processor are "
-        "taken; of any task for NLVR",
+        help="directory or hub name of a dense model of the same kind, task and size (a Hugging Face BLIP or CLIP), "
+        "whose configuration and processor are taken; for NLVR a BLIP of any task",
     )
     parser.add_argument("--to", required=True, help="directory to write; it must not exist")
     parser.add_argument(

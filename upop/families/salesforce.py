@@ -2,10 +2,10 @@
 
 The two differ in the vision tower alone; the text encoder, the decoder and the heads are named alike, and so is all of
 BLIP for visual reasoning, whose model is our own. What only training or an old version of transformers needs (momentum
-copies, queues, the temperature, position numbers) has no place in a model and goes on the way in.
+copies, queues, the temperature, position numbers, masks of a search) has no place in a model and goes on the way in.
 
 Source: the checkpoints of https://github.com/salesforce/BLIP (BLIP, Li et al., ICML 2022) and of
-https://github.com/sdc17/UPop, whose dense ones are the same.
+https://github.com/sdc17/UPop, whose dense ones are the same and whose compressed ones have the same names.
 
 Shapes: ``V`` width of the vision tower.
 """
@@ -46,6 +46,7 @@ NOT_WEIGHTS = re.compile(
     r"(visual_encoder|vision_proj|text_encoder|text_proj)_m\..*"  # momentum copies
     r"|(image|text|idx|ptr)_queue|queue_ptr|temp"  # what the contrast with momentum copies keeps
     r"|text_(encoder|decoder)\..*\bposition_ids"  # 0, 1, 2, ...: a buffer of older versions
+    r"|(visual_encoder|text_encoder|text_decoder)\..*\balpha"  # masks of UPop's search
 )
 
 
@@ -80,7 +81,7 @@ def task_of(state: State) -> Task:
 
 
 def leftovers(state: State) -> list[str]:
-    """Names of what :func:`to_hugging_face` leaves behind: momentum copies, queues, temperature, position numbers."""
+    """Names of what :func:`to_hugging_face` leaves behind: momentum copies, queues, temperature, positions, masks."""
     return [name for name in state if NOT_WEIGHTS.fullmatch(name)]
 
 
