@@ -18,20 +18,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from upop.cost import CostModel, measure
 from upop.export import load
 from upop.families import example_inputs, find_sites
-from upop.runs.timing import Speed, compare_speed
+from upop.runs.bench import compare, show
+from upop.runs.bench_conditions import DTYPES, Conditions
 from upop.search import Budget, create, priorities, select
 from upop.structure import Kind, Plan, Site
 from upop.surgery import shrink_
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGET = 0.85
 
 
@@ -45,17 +43,6 @@ def random_plan(sites: Sequence[Site], cost: CostModel, budget: Budget) -> Plan:
     """The plan that a search with the ``random`` policy ends with."""
     ranked = priorities(create("random", sites).scores(), sites, budget.allocation)
     return Plan.of(select(ranked, sites, cost, budget, 1.0), sites)
-
-
-def time_models(models: dict[str, nn.Module], dtype: torch.dtype, batch_size: int, seconds: float) -> dict[str, Speed]:
-    """Speed by name; random images take the default dtype, so that has to be the models'."""
-    inputs = example_inputs(models["dense"])
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return compare_speed(models, inputs, batch_size, seconds)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def main() -> None:
@@ -72,9 +59,13 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60.0, help="time to spend on the timing, about")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[32])
+    parser.add_argument("--compile", action="store_true", help="time what torch.compile makes of the models")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time to spend on each batch size, about")
     options = parser.parse_args()
+    conditions = Conditions(
+        options.device, options.dtype, options.batch_size, compiled=options.compile, seconds=options.seconds
+    )
 
     torch.manual_seed(0)
     dense = load(options.model)[0] if options.model else CLIPModel(CLIPConfig())
@@ -91,26 +82,11 @@ def main() -> None:
     for name, plan in plans.items():
         models[name] = copy.deepcopy(dense)
         shrink_(models[name], sites, plan)
-    for model in models.values():
-        model.to(options.device, DTYPES[options.dtype])
-    speeds = time_models(models, DTYPES[options.dtype], options.batch_size, options.seconds)
-
-    title = options.model or "CLIP ViT-B/32"
-    table = Table(
-        title=f"{title}, {options.removed:.0%} of the prunable parameters removed, batch {options.batch_size}, "
-        f"{options.dtype}, {speeds['dense'].device}, {speeds['dense'].rounds} rounds"
-    )
-    for heading in ("model", "p50, ms", "p90, ms", "GFLOPs", "FLOPs ratio", "speed-up", "speed-up / FLOPs ratio"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, speed in speeds.items():
-        flops = cost.remaining(plans[name].kept() if name in plans else {}, "flops")
-        ratio = cost.whole("flops") / flops
-        gain = speeds["dense"].latency_ms / speed.latency_ms
-        row = (
-            [f"{ratio:.2f} x", f"{gain:.2f} x", f"{gain / ratio:.2f} (>= {TARGET})"] if name in plans else ["", "", ""]
-        )
-        table.add_row(name, f"{speed.latency_ms:.1f}", f"{speed.latency_p90_ms:.1f}", f"{flops / 1e9:.2f}", *row)
-    Console(width=120).print(table)
+    print(f"{options.model or 'CLIP ViT-B/32'}, {options.removed:.0%} of the prunable parameters removed")
+    found = compare(models, conditions, "dense")
+    show(found)
+    least = min(share for timing in found.timings if (share := found.realised(timing)) is not None)
+    print(f"least of the FLOPs ratio: {least:.2f} (target: at least {TARGET})")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_help_names_every_verb_in_under_two_seconds() -> None:
     start = time.perf_counter()
     result = subprocess.run([sys.executable, "-m", "upop", "--help"], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    for verb in ("fit", "finetune", "search", "retrain", "test", "report", "inspect", "import"):
+    for verb in ("fit", "finetune", "search", "retrain", "test", "report", "bench", "inspect", "import"):
         assert f"  {verb} " in result.stdout
     assert (
         "torch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import yaml
 from tests import tiny
 from tests.cli.failing import fails
 from tests.export import test_importing as importing
+from tests.plans import random_plan
 from tests.recipes import write
 from tests.report import samples
 from upop.cli import main
-from upop.export import save
+from upop.export import load, save
+from upop.families import find_sites
 from upop.files import write_json
+from upop.surgery import shrink_
 
 
 def test_report_of_several_runs(
@@ -93,3 +97,24 @@ def test_inspect_of_a_directory_that_is_missing_asks_no_hub(
     line = fails(capsys, "inspect", name)
     assert line.startswith(f"no checkpoint directory at {name!r}; give a directory with config.json or a hub name")
     assert line.endswith("`upop import` makes one of its authors' file") == name.startswith("checkpoints/")
+
+
+def test_bench_times_models_side_by_side(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, _ = load(checkpoint)
+    sites = find_sites(model)
+    plan = random_plan(sites, 1)
+    shrink_(model, sites, plan)
+    small = save(model, None, tmp_path / "small", plan, ("head_dim", "neuron"))
+    options = ["bench", str(small), "--vs", str(checkpoint), "--batch-size", "2", "3", "--seconds", "0.01"]
+    main([*options, "--json", "numbers.json"])
+    shown = capsys.readouterr().out
+    assert "picture: bench.png" in shown
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert {(timing["model"], timing["batch_size"]) for timing in found["timings"]} == {
+        (name, size) for name in (small.name, checkpoint.name) for size in (2, 3)
+    }
+    assert fails(capsys, *options, "--dtype", "fp8").startswith("unknown dtype 'fp8'; known: ")
+    assert fails(capsys, "bench", "nowhere/at/all").startswith("no model directory at 'nowhere/at/all'")

@@ -44,6 +44,19 @@ def search_rows(steps=600, seed=0):
     return rows
 
 
+def so_far(*states, search=True, **changes):
+    """What is known of the run of :func:`summary` before it is finished, with the metrics of some states."""
+    told = summary(**changes)
+    timed = ("latency_ms", "samples_per_s")
+    told["states"] = {
+        state: {key: value for key, value in told["states"][state].items() if key not in timed} for state in states
+    }
+    told |= {"upop": "", "speed": {}, "removed": []}
+    if not search:
+        told["sites"], told["search"]["history"] = [], []
+    return told
+
+
 def summary(removed=0.5, task="Retrieval", metrics=("i2t_r1", "mean"), layers=3, updates=4, seed=1, policy="unified"):
     """What summary.json holds of a made-up run with a vision, a text and a fusion tower."""
     parts = [

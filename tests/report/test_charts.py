@@ -4,11 +4,13 @@ import re
 import pytest
 
 from upop.report import charts
-from upop.report.facts import Run
+from upop.report.facts import Run, Unfinished
 from upop.report.markup import to_html
 
 from .reading import read
-from .samples import summary
+from .samples import so_far, summary
+
+WHY = Unfinished({"search": "next"}, "upop fit --config x.yaml")
 
 
 def run(**changes):
@@ -119,6 +121,24 @@ def test_metrics_of_every_state():
     )
     assert {"dense", "cut", "retrained", "mean of the recalls", "psnr"} <= set(texts)
     assert len([node for node in svg.all("use") if "--vision" in node.attributes.get("style", "")]) == 3  # and the key
+
+
+def test_a_run_that_is_not_finished_shows_what_changed_so_far():
+    _, description, texts, svg = one(charts.metrics("a", Run.of(so_far("dense", "cut", metrics=("psnr",)), "x", WHY)))
+    assert description == "psnr: dense 20.00, cut 9.75."
+    assert {"dense", "cut"} <= set(texts)
+    assert "retrained" not in texts
+    assert not [node for node in svg.all("use") if "--vision" in node.attributes.get("style", "")]
+    assert charts.metrics("a", Run.of(so_far("dense"), "x", WHY)) is None
+    assert charts.metrics("a", Run.of(so_far(), "x", WHY)) is None
+
+
+def test_a_search_without_a_known_target_has_no_line_for_it():
+    told = so_far("dense")
+    told["search"]["target"] = None
+    _, description, texts, _ = one(charts.search("a", Run.of(told, "x", WHY))[0])
+    assert description.endswith("FLOPs from 12.5 to 50.")
+    assert not [text for text in texts if "target" in text]
 
 
 def test_a_metric_of_the_last_state_alone():

@@ -3,11 +3,11 @@ import re
 import pytest
 
 from upop.report.curve import curve, lines
-from upop.report.facts import Run
+from upop.report.facts import Run, Unfinished
 from upop.report.markup import to_html
 
 from .reading import read
-from .samples import summary
+from .samples import so_far, summary
 
 
 def run(name, **changes):
@@ -35,6 +35,14 @@ def test_a_curve_is_of_one_task_model_and_policy():
     }
     assert list(lines(RUNS, "accuracy")) == ["Questions on Shapes, 2.58 M dense, unified, unified"]
     assert lines(RUNS, "nothing") == {}
+
+
+def test_a_run_that_is_not_finished_is_on_no_curve():
+    told = so_far("dense", "cut", "retrained")  # all is measured but the summary is missing
+    begun = Run.of(told, "begun", Unfinished({"summary": "next"}, "upop fit"))
+    found = lines([begun, *RUNS], "mean")
+    assert [number for members in found.values() for number, _ in members] == [2, 3, 4, 5]
+    assert "begun" not in svg(curve("a", [begun, *RUNS], "mean")).all("desc")[0].text
 
 
 def test_it_tells_every_run_in_words():

@@ -4,9 +4,11 @@ import math
 
 import pytest
 
-from upop.report.facts import Run, check_metric, label, percent, shown
+from upop.report.facts import Run, Unfinished, check_metric, label, percent, shown
 
-from .samples import summary
+from .samples import so_far, summary
+
+WHY = Unfinished({"search": "next"}, "upop fit --config x.yaml")
 
 
 def test_a_run_is_what_its_summary_says():
@@ -69,6 +71,58 @@ def test_a_summary_in_another_form(change, message):
     change(told)
     with pytest.raises(ValueError, match=message):
         Run.of(told, "x")
+
+
+def test_a_run_that_is_not_finished_has_what_there_is():
+    assert Run.of(summary(), "x").unfinished is None
+    assert Run.of(summary(), "x").last == "retrained"
+    run = Run.of(so_far("dense", "cut"), "x", WHY)
+    assert run.unfinished == WHY
+    assert run.last == "cut"
+    assert run.metrics == ["i2t_r1", "mean"]
+    assert run.main_metric() == "mean"
+    assert run.share("mean") == pytest.approx(29.75 / 40)
+    assert run.share("latency_ms") is None
+    told = so_far(search=False)
+    told["search"]["target"] = None
+    run = Run.of(told, "x", WHY)
+    assert (run.target, run.metrics, run.main_metric(), run.share("params")) == (None, [], None, None)
+    told = so_far("dense")
+    del told["states"]["dense"]["flops"]
+    assert Run.of(told, "x", WHY).value("dense", "flops") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told["states"]["dense"].update(params=0), "its state 'dense' has no parameters or no FLOPs"),
+        (lambda told: told["sites"][0].update(units_kept=99), "it keeps 99 of 32 units at site 'vision_model.encoder"),
+        (lambda told: told["search"].update(history=3), r"it holds something in another form \("),
+        (lambda told: told["search"].update(history=[3]), r"it holds something in another form \("),
+    ],
+)
+def test_what_there_is_has_to_be_sound(change, message):
+    told = so_far("dense")
+    change(told)
+    with pytest.raises(ValueError, match=message):
+        Run.of(told, "x", WHY)
+
+
+def test_a_finished_run_needs_its_target():
+    told = summary()
+    told["search"]["target"] = None
+    with pytest.raises(ValueError, match="it holds something in another form"):
+        Run.of(told, "x")
+
+
+def test_a_metric_that_an_unfinished_run_does_not_have_yet():
+    done, begun = Run.of(summary(), "done"), Run.of(so_far("dense"), "begun", WHY)
+    nothing = Run.of(so_far(), "nothing", WHY)
+    check_metric("mean", [nothing, done, begun])
+    with pytest.raises(ValueError, match=r"run 'begun' has no metric 'men'; .*; did you mean 'mean'\?"):
+        check_metric("men", [nothing, begun])
+    with pytest.raises(ValueError, match="nothing was measured yet, so there is no metric 'mean'; leave --metric out"):
+        check_metric("mean", [nothing])
 
 
 def test_a_metric_that_a_run_does_not_have():

@@ -21,6 +21,7 @@ def test_whatever_goes_in_comes_out_as_text(before, inside, after):
 
 def test_control_characters_are_replaced():
     assert to_html(element("p", "a\x00b\x1bc\ud800\n")) == "<p>a&#65533;b&#65533;c&#65533;\n</p>"
+    assert to_html(element("p", "\ufffe\uffff", title="\x00")) == '<p title="&#65533;">&#65533;&#65533;</p>'
 
 
 def test_a_script_stays_text():

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from upop.report.facts import Run
+from upop.report.facts import Run, Unfinished
 from upop.report.page import page
 
 from .reading import read, tables, values
-from .samples import summary
+from .samples import so_far, summary
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>
@@ -47,6 +47,15 @@ addEventListener("message", (message) => { document.body.innerHTML = "<pre>" + m
 
 def runs(*names, **changes):
     return [Run.of(summary(removed=0.4 + 0.1 * number, **changes), name) for number, name in enumerate(names)]
+
+
+def begun(*states, name="begun", **changes):
+    phases = {"search": "done", "retrain": "begun", "summary": "to come"}
+    return Run.of(so_far(*states, **changes), name, Unfinished(phases, "upop fit --config 'my runs/x/config.yaml'"))
+
+
+def sections(root):
+    return [heading.text for heading in root.all("h3")]
 
 
 def test_the_page_is_sound_and_needs_nothing_else():
@@ -147,6 +156,85 @@ def test_another_metric_and_other_tasks():
     ]
 
 
+def test_a_run_that_is_not_finished_says_so_and_how_to_go_on():
+    root = read(page([begun("dense", "cut")]))
+    (notice,) = [node for node in root.nodes() if node.attributes.get("class") == "notice"]
+    assert notice.all("strong")[0].text == "This run is not finished."
+    assert [node.text for node in notice.all("li")] == ["search: done", "retrain: begun", "summary: to come"]
+    assert [node.text for node in notice.all("code")] == ["upop fit --config 'my runs/x/config.yaml'"]
+    assert not [node for node in read(page(runs("x"))).nodes() if node.attributes.get("class") == "notice"]
+
+
+def test_what_there_is_nothing_of_is_left_out():
+    root = read(page([begun("dense", "cut")]))
+    assert sections(root) == ["Quality and size", "What is kept", "The search", "How it was made"]
+    assert list(tables(root)) == [
+        "measured so far", "units kept at every site", "updates of the search", "settings", "files",
+    ]  # fmt: skip
+    head, params, *_ = tables(root)["measured so far"]
+    assert [cell.text for cell in head] == ["", "dense", "cut", "of dense"]
+    assert values(params) == [2_581_530, 1_419_842, pytest.approx(0.55, abs=1e-3)]
+    assert "upop" not in [row[0].text for row in tables(root)["settings"]]
+    cards = [node.text.replace("\u00a0", " ") for node in root.all("ul")[1].all("li")]
+    assert cards == [
+        "55.0 % of the parameters 2.58 M before, 1.42 M now",
+        "55.0 % of the FLOPs 106.4 M before, 58.5 M now",
+        "29.75 mean of the recalls, right after the cut dense 40.00",
+    ]
+    root = read(page([begun("dense", search=False)]))
+    assert sections(root) == ["Quality and size", "How it was made"]
+    assert [cell.text for cell in tables(root)["measured so far"][0]] == ["", "dense"]
+    assert [node.text for node in root.all("ul")[1].all("li")] == ["40.00 mean of the recalls, dense before the search"]
+    root = read(page([begun(search=False)]))
+    assert sections(root) == ["How it was made"]
+    assert len(root.all("ul")) == 1
+    assert not root.all("svg")
+
+
+def test_what_is_to_be_done():
+    told = so_far(search=False)
+    lead = "Retrieval on Shapes, from models/shapes: {} by the policy unified with unified allocation."
+    for target, what in ((0.5, "50.0 % of the prunable parameters are to go"), (None, "parameters are to go")):
+        told["search"]["target"] = target
+        root = read(page([Run.of(told, "x", Unfinished({}, ""))]))
+        assert lead.format(what) in [node.text.replace("\u00a0", " ") for node in root.all("p")]
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_went():
+    made = [*runs("one"), begun("dense", "cut", name="two"), begun(name="three", search=False)]
+    root = read(page(made))
+    head, *rows = tables(root)["runs compared"]
+    columns = [cell.text for cell in head]
+    assert [row[0].text for row in rows] == ["one", "two (not finished)", "three (not finished)"]
+    two, three = (dict(zip(columns[1:], values(row), strict=True)) for row in rows[1:])
+    assert [two[key] for key in ("dense", "cut", "retrained", "parameters")] == [40.0, 29.75, "-", 1_419_842]
+    assert two["latency, ms"] == two["latency, of dense"] == "-"
+    assert {three[key] for key in columns[2:] if key not in ("target", "policy", "seed", "task")} == {"-"}
+    notes = [node.text for node in root.all("p") if node.attributes.get("class") == "note"]
+    assert notes[0] == (
+        "Not finished: two (search: done; retrain: begun; summary: to come), three (search: done; retrain: begun; "
+        "summary: to come). What is not known yet is a dash, and no curve shows it."
+    )
+    curves = [node.text for node in root.all("desc") if node.text.startswith("Hollow")]
+    assert len(curves) == 2
+    assert not [text for text in curves if "two" in text]
+    root = read(page([begun(name="one"), begun("dense", name="two")], "mean"))
+    assert not [node.text for node in root.all("desc") if node.text.startswith("Hollow")]
+
+
+def test_what_an_unfinished_run_says_is_text():
+    evil = "<b>\"'&$x</script><script>alert(1)</script>"
+    told = so_far("dense", "cut", metrics=(evil,))
+    told["recipe"] = dict.fromkeys(told["recipe"], evil)
+    told["search"]["facts"] |= {"policy": evil, evil: evil}
+    run = Run.of(told, evil, Unfinished({evil: evil}, evil))
+    root = read(page([run, *runs("<i>")]))
+    assert not {"b", "i"} & {node.tag for node in root.nodes()}
+    assert len(root.all("script")) == 1
+    assert [node.text for node in root.all("code")] == [evil]
+    assert f"{evil}: {evil}" in [node.text for node in root.all("li")]
+
+
 def test_what_files_say_is_text():
     evil = "<b>\"'&$x</script><script>alert(1)</script>"
     told = summary(metrics=(evil,))
@@ -188,7 +276,7 @@ def test_its_parts_are_in_the_package():
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found in PATH; install it to open the page in a browser")
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_a_browser_draws_it(tmp_path: Path, width: int, dark: bool):
-    html = page(runs("<b>", "two"))
+    html = page([*runs("<b>", "two"), begun("dense", "cut", removed=0.3)])
     (tmp_path / "page.html").write_text(html.replace("</body>", PROBE + "</body>"))
     (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]

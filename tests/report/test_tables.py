@@ -1,9 +1,11 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from upop.cost import Share
 from upop.report import SitesRow, comparison, human, removed_table, render, sites_table
+from upop.report.tables import latency_table
 
 DENSE = {"params": 149_620_737, "flops": 14_800_000_000, "latency_ms": 20.0, "samples_per_s": 100.0, "i2t_r1": 71.5}
 CUT = {"params": 74_810_369, "flops": 7_400_000_000, "latency_ms": 15.0, "samples_per_s": 150.0, "i2t_r1": 36.0}
@@ -119,3 +121,21 @@ def test_render_is_plain_text_of_one_width():
 )
 def test_human(number, text):
     assert human(number) == text
+
+
+def test_latency_as_predicted_and_as_measured():
+    rows = [
+        replace(row, latency=time, latency_removed=time // 4)
+        for row, time in zip(ROWS[:2], (4_000_000, 0), strict=True)
+    ]
+    assert lines(latency_table(rows, (1000.0, 600.0), (1100.0, 704.0))) == [
+        ["latency", "dense, ms", "compressed, ms", "removed"],
+        ["vision head_dim: what can go", "4.00", "3.00", "25.0 %"],
+        ["vision neuron: what can go", "0.00", "0.00", "-"],
+        ["whole model, predicted", "1,000.00", "600.00", "40.0 %"],
+        ["whole model, measured", "1,100.00", "704.00", "36.0 %"],
+    ]
+    with pytest.raises(ValueError, match="the dense model is measured to take 0 ms; give more than 0"):
+        latency_table([], (1.0, 0.5), (0, 0))
+    with pytest.raises(ValueError, match="vision head_dim has no latency; leave it out, or measure it"):
+        latency_table(ROWS, (1.0, 0.5), (1.0, 0.5))

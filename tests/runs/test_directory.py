@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from upop.runs import RunDirectory
+from upop.runs.directory import read_state
 
 CONFIG = {"search": {"removed": 0.5, "units": ["head_dim"]}, "data": {"init_args": {"num_workers": 2}}}
 
@@ -66,3 +67,16 @@ def test_a_state_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON.*delete the run directory to start again"):
         RunDirectory(tmp_path, CONFIG)
+
+
+def test_the_state_is_read_without_opening_the_directory(tmp_path: Path) -> None:
+    assert read_state(tmp_path) == {"format": 1, "phases": {}, "evaluations": {}}
+    assert list(tmp_path.iterdir()) == []
+    RunDirectory(tmp_path, CONFIG).finish("search", {"seconds": 1.0})
+    assert read_state(tmp_path)["phases"] == {"search": {"seconds": 1.0}}
+    for part in ("phases", "evaluations"):
+        for wrong in (None, [], {"search": 3}):
+            state = {"format": 1, "phases": {}, "evaluations": {}} | {part: wrong}
+            (tmp_path / "state.json").write_text(json.dumps(state))
+            with pytest.raises(ValueError, match=f"has no facts by name in '{part}'; delete the run directory to"):
+                read_state(tmp_path)

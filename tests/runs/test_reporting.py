@@ -71,25 +71,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty") == (
-        f"'{tmp_path / 'empty'}' is no run directory: it has no state.json; give one that `upop fit` has written"
+        f"'{tmp_path / 'empty'}' is no run directory: it has no config.yaml; give one that `upop fit` has written"
     )
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        (None, "is not finished: of finetune, search and retrain, [] are done; go on with `upop fit --config "),
-        ({"finetune": {}, "search": {}}, "retrain, ['finetune', 'search'] are done; go on with `upop fit --config "),
-        ({"search": {}, "retrain": {}}, "has no summary.json; `upop fit --config "),
-    ],
-)
-def test_a_run_without_a_summary_is_refused(tmp_path: Path, state: dict[str, Any] | None, message: str) -> None:
-    (tmp_path / "config.yaml").write_text("")
-    if state is not None:
-        write_json(tmp_path / "state.json", {"format": 1, "phases": state})
-    found = refused(tmp_path)
-    assert message in found
-    assert str(tmp_path / "config.yaml") in found
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ HELP = {
     "search": "learn which units the task can spare, write plan.json, and cut",
     "retrain": "train the cut model and export it",
     "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
-    "report": "write one HTML page of finished runs (RUN_DIR ...); several are compared",
+    "report": "write one HTML page of runs, finished or not (RUN_DIR ...); several are compared",
+    "bench": "time models side by side: latency, throughput, peak memory (DIR ... --vs DENSE)",
     "inspect": "show what can be cut in a model or a recipe's model, before any training",
     "import": "make a model directory of a BLIP or CLIP as its authors released it (FILE --like MODEL --to DIR)",
 }
@@ -31,6 +32,7 @@ def run(verb: str, arguments: list[str]) -> None:
     actions: dict[str, Callable[[list[str]], None]] = {
         "test": _test,
         "report": _report,
+        "bench": _bench,
         "inspect": _inspect,
         "import": _import,
     }
@@ -88,7 +90,9 @@ def _test(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     parser = _plain_parser("report")
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory of a finished run")
+    parser.add_argument(
+        "run_dirs", nargs="+", metavar="RUN_DIR", help="directory of a run; of one that is not finished, what there is"
+    )
     parser.add_argument(
         "--to", help="file to write (default: report.html in the run directory; of several, in the working directory)"
     )
@@ -102,10 +106,37 @@ def _report(arguments: list[str]) -> None:
 
 
 def _write_report(run_dirs: Sequence[str | Path], to: str | None = None, metric: str | None = None) -> None:
-    """Write the page of finished runs and say where it is."""
+    """Write the page of runs and say where it is."""
     from upop.runs.reporting import write_report
 
     print(f"report: {write_report(run_dirs, to, metric)}")
+
+
+def _bench(arguments: list[str]) -> None:
+    parser = _plain_parser("bench")
+    parser.add_argument("models", nargs="+", metavar="DIR", help="model directory, dense or compressed")
+    parser.add_argument(
+        "--vs", help="baseline of the others: a directory, hub name or timm/NAME (default: none, then no ratios)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--dtype", default="fp32", help="of weights and images: fp32, bf16, fp16 (default: fp32)")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[1, 32], help="samples per forward pass (default: 1 32)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="time what torch.compile makes of the models; compiling is timed apart"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="time to spend on each batch size, about (default: 10)"
+    )
+    parser.add_argument("--to", default="bench.png", help="picture to write, .png or .svg (default: bench.png)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers here")
+    options = parser.parse_args(arguments)
+    from upop.runs.bench import run_bench
+    from upop.runs.bench_conditions import Conditions
+
+    conditions = Conditions(options.device, options.dtype, options.batch_size, options.compile, options.seconds)
+    run_bench(options.models, options.vs, conditions, options.to, options.json)
 
 
 def _inspect(arguments: list[str]) -> None:

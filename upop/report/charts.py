@@ -75,8 +75,9 @@ def search(identifier: str, run: Run) -> list[Element]:
     of = of if of in CURRENCY else "params"
     whole = {CURRENCY[name]: _points(run, f"removed/{name}", 100) for name in CURRENCY}
     split: dict[str, list[Point]] = {name: _points(run, f"removed/{of}/{name}", 100) for name in MODALITIES}
+    goal = None if run.target is None else 100 * run.target
     charts = [
-        _lines(f"{identifier}-removed", "removed over the search", "removed, %", whole, 100 * run.target),
+        _lines(f"{identifier}-removed", "removed over the search", "removed, %", whole, goal),
         _lines(f"{identifier}-towers", f"{CURRENCY[of]} removed from each tower", "removed, %", split),
         _lines(f"{identifier}-loss", "task loss", "task loss", {"loss": _points(run, "loss")}),
         _bars(f"{identifier}-returned", "units returned per update", _points(run, "units_returned")),
@@ -85,8 +86,12 @@ def search(identifier: str, run: Run) -> list[Element]:
 
 
 def metrics(identifier: str, run: Run) -> Element | None:
-    """Every metric of the dense, the cut and the retrained model, a row a metric; ``None`` without metrics."""
-    keys = [key for key in run.metrics if run.value(LAST, key) is not None]
+    """Every metric of the dense, the cut and the retrained model, a row a metric; ``None`` without metrics.
+
+    Of a run that is not finished, the metrics that two states have.
+    """
+    least, states = (2, list(run.states)) if run.unfinished else (1, [LAST])
+    keys = [key for key in run.metrics if sum(run.value(state, key) is not None for state in states) >= least]
     if not keys:
         return None
     marks = {"dense": "o", "cut": "x", LAST: "o"}
@@ -100,6 +105,8 @@ def metrics(identifier: str, run: Run) -> Element | None:
         for state, marker in marks.items():
             colour = COLOUR["vision" if state == LAST else "muted"]
             found = [(value, row) for row, key in enumerate(keys) if (value := run.value(state, key)) is not None]
+            if not found and run.unfinished:
+                continue  # or the key would name what there is not
             axes.plot(
                 [value for value, _ in found], [row for _, row in found], marker, label=state, color=colour,
                 markerfacecolor="none" if state == "dense" else colour, markersize=9 if state == "dense" else 6,

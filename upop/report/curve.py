@@ -22,11 +22,11 @@ WIDE = 8  # sizes that differ by more than this are drawn on a logarithmic axis
 def lines(runs: Sequence[Run], metric: str) -> dict[str, list[tuple[int, Run]]]:
     """Runs that make one curve, with their numbers on the page, from 1: the same task, data, dense model and policy.
 
-    Runs without ``metric`` are left out.
+    Runs without ``metric``, and those that are not finished, are left out.
     """
     found: dict[str, list[tuple[int, Run]]] = {}
     for number, run in enumerate(runs, start=1):
-        if run.value(LAST, metric) is not None:
+        if run.unfinished is None and run.value(LAST, metric) is not None:
             size = human(run.states["dense"]["params"])
             name = f"{run.task}, {size} dense, {run.facts.get('policy')}, {run.facts.get('allocation')}"
             found.setdefault(name, []).append((number, run))
@@ -40,7 +40,7 @@ def curve(identifier: str, runs: Sequence[Run], metric: str, size: str = "params
 
     Args:
         identifier: Unique on the page.
-        runs: All runs of the page; those without the metric are left out.
+        runs: All runs of the page; those without the metric and those not finished are left out.
         metric: Its name in summary.json.
         size: ``params`` or ``flops``.
     """
@@ -95,7 +95,7 @@ def _ends(members: Sequence[tuple[int, Run]], metric: str, size: str, state: str
 
 def _line(members: Sequence[tuple[int, Run]], metric: str, size: str) -> list[tuple[float, float]]:
     """The mean point of the dense models and of each target, ascending in size."""
-    groups: dict[float, list[tuple[int, Run]]] = {}
+    groups: dict[float | None, list[tuple[int, Run]]] = {}
     for member in members:
         groups.setdefault(member[1].target, []).append(member)
     ends = [_ends(group, metric, size, LAST) for group in groups.values()]

@@ -1,4 +1,4 @@
-"""What the page knows of a run: the content of its summary.json, checked and in types."""
+"""What the page knows of a run: the content of its summary.json, or what there is of one, checked and in types."""
 
 from __future__ import annotations
 
@@ -49,22 +49,36 @@ class KeptSite:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """Why a run is not finished.
+
+    Attributes:
+        phases: What has become of each phase, in their order and in words: ``done``, ``next``, ``to come``, ...
+        go_on: Command that goes on with it.
+    """
+
+    phases: Mapping[str, str]
+    go_on: str
+
+
+@dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A run, as far as it went: of one that is not finished, whatever is not known yet is empty or lacks.
 
     Attributes:
         name: What a reader calls it, unique on a page.
-        version: Version of upop that ran it.
+        version: Version of upop that ran it; empty where it is not known.
         recipe: ``task``, ``data``, ``checkpoint`` and ``seed``.
         states: Sizes, speed and metrics of the model, by state: ``dense``, ``cut``, ``retrained``.
         speed: How the speed was measured, by model: ``dense``, ``compressed``.
         removed: What is removed where, by modality and kind.
         sites: What is kept at each site, in the order of the model.
-        target: Fraction of the prunable cost that the search was to remove.
+        target: Fraction of the prunable cost that the search was to remove; ``None`` where it is not known.
         facts: Settings of the search, as the plan notes them.
         history: What the search logged at each update.
         seconds: Duration of each phase's last attempt.
         files: Files of the run, by what they are.
+        unfinished: Why the run is not finished; ``None`` for a finished one.
     """
 
     name: str
@@ -74,15 +88,22 @@ class Run:
     speed: Mapping[str, Mapping[str, Any]]
     removed: Sequence[Share]
     sites: Sequence[KeptSite]
-    target: float
+    target: float | None
     facts: Mapping[str, Any]
     history: Sequence[Mapping[str, float]]
     seconds: Mapping[str, float | None]
     files: Mapping[str, str]
+    unfinished: Unfinished | None = None
 
     @classmethod
-    def of(cls, summary: Mapping[str, Any], name: str) -> Run:
+    def of(cls, summary: Mapping[str, Any], name: str, unfinished: Unfinished | None = None) -> Run:
         """The run that a summary.json tells of.
+
+        Args:
+            summary: Its content. Of a run that is not finished, states and sizes that are not known may lack, and the
+                target may be ``None``.
+            name: What a reader calls the run.
+            unfinished: Why it is not finished, if it is not.
 
         Raises:
             ValueError: If it lacks something, or holds it in another form.
@@ -90,10 +111,11 @@ class Run:
         try:
             search = summary["search"]
             states = {str(state): _numbers(facts) for state, facts in summary["states"].items()}
-            if not {"dense", LAST} <= set(states):
+            if unfinished is None and not {"dense", LAST} <= set(states):
                 raise ValueError(f"its states are {sorted(states)}; 'dense' and {LAST!r} are needed")
             for state, facts in states.items():
-                if not facts["params"] > 0 or not facts["flops"] > 0:
+                sizes = [facts[size] for size in ("params", "flops") if unfinished is None or size in facts]
+                if not all(size > 0 for size in sizes):
                     raise ValueError(f"its state {state!r} has no parameters or no FLOPs")
             removed = [Share(**share) for share in summary["removed"]]
             sites = [KeptSite(**site) for site in summary["sites"]]
@@ -108,11 +130,12 @@ class Run:
                 {model: dict(found) for model, found in summary["speed"].items()},
                 removed,
                 sites,
-                float(search["target"]),
+                None if unfinished and search["target"] is None else float(search["target"]),
                 dict(search["facts"]),
                 [_numbers(row) for row in search["history"]],
                 dict(summary["seconds_last_attempt"]),
                 {what: str(file) for what, file in summary["files"].items()},
+                unfinished,
             )
         except KeyError as error:
             raise ValueError(f"it lacks {error.args[0]!r}") from error
@@ -125,9 +148,15 @@ class Run:
         return f"{self.recipe.get('task', NONE)} on {self.recipe.get('data', NONE)}"
 
     @property
+    def last(self) -> str:
+        """The last state of the compressed model that there is, ``cut`` of a run that was not retrained yet."""
+        return next((state for state in (LAST, "cut") if state in self.states), LAST)
+
+    @property
     def metrics(self) -> list[str]:
-        """Names of what was measured of the finished model's quality."""
-        return [key for key in self.states[LAST] if key not in SIZES]
+        """Names of what was measured of the finished model's quality; before there is one, of any state's."""
+        measured = [self.states[LAST]] if LAST in self.states else self.states.values()
+        return [key for key in dict.fromkeys(key for facts in measured for key in facts) if key not in SIZES]
 
     def main_metric(self) -> str | None:
         """The metric that stands for the task: the first of :data:`MAIN` that was measured, else the first at all."""
@@ -139,20 +168,23 @@ class Run:
         return found if found is not None and math.isfinite(found) else None
 
     def share(self, key: str) -> float | None:
-        """A fact of the finished model as a fraction of the dense model's."""
-        dense, last = self.value("dense", key), self.value(LAST, key)
+        """A fact of the compressed model, as far as it got, as a fraction of the dense model's."""
+        dense, last = self.value("dense", key), self.value(self.last, key)
         return None if last is None or dense is None or abs(dense) < SHOWN_AS_ZERO else last / dense
 
 
 def check_metric(metric: str, runs: Sequence[Run]) -> None:
-    """Refuse a metric that one of the runs does not have.
+    """Refuse a metric that one of the runs does not have; an unfinished one may have measured nothing yet.
 
     Raises:
         ValueError: With the metrics that all runs share.
     """
-    for run in runs:
+    measured = [run for run in runs if run.metrics or run.unfinished is None]
+    if not measured:
+        raise ValueError(f"nothing was measured yet, so there is no metric {metric!r}; leave --metric out")
+    for run in measured:
         if metric not in run.metrics:
-            shared = [key for key in runs[0].metrics if all(key in other.metrics for other in runs)]
+            shared = [key for key in measured[0].metrics if all(key in other.metrics for other in measured)]
             hint = f"all runs have {shared}" if shared else "the runs share no metric; leave --metric out"
             raise ValueError(f"run {run.name!r} has no metric {metric!r}; {hint}{closest(metric, shared)}")
 

@@ -28,16 +28,16 @@ def element(tag: str, *children: Element | str, **attributes: str) -> Element:
     >>> to_html(element("p", "a < b ", element("b", "so"), ".", class_="x"))
     '<p class="x">a &lt; b <b>so</b>.</p>'
     """
-    made = Element(tag, {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()})
+    made = Element(tag, {name.rstrip("_").replace("_", "-"): legal(value) for name, value in attributes.items()})
     last = None
     for child in children:
         if isinstance(child, Element):
             made.append(child)
             last = child
         elif last is None:
-            made.text = (made.text or "") + _legal(child)
+            made.text = (made.text or "") + legal(child)
         else:
-            last.tail = (last.tail or "") + _legal(child)
+            last.tail = (last.tail or "") + legal(child)
     return made
 
 
@@ -88,6 +88,10 @@ def _side(right: bool) -> str:
     return "number" if right else "word"
 
 
-def _legal(text: str) -> str:
-    """``text`` without the control characters and half characters that no file of text may hold."""
-    return "".join("\ufffd" if category(letter) in ("Cc", "Cs") and letter not in "\n\t" else letter for letter in text)
+def legal(text: str) -> str:
+    """``text`` without the control characters, half characters and non-characters that no file of text may hold."""
+    return "".join("\ufffd" if _illegal(letter) else letter for letter in text)
+
+
+def _illegal(letter: str) -> bool:
+    return (category(letter) in ("Cc", "Cs") and letter not in "\n\t") or ord(letter) & 0xFFFE == 0xFFFE

@@ -51,7 +51,7 @@ def page(runs: Sequence[Run], metric: str | None = None) -> str:
 
 def _comparison(runs: Sequence[Run], metric: str | None) -> Element:
     """All runs in one table, and a curve for each metric that stands for one of them."""
-    links = [element("li", element("a", run.name, href=f"#run-{number}")) for number, run in enumerate(runs, start=1)]
+    links = [element("li", element("a", _named(run), href=f"#run-{number}")) for number, run in enumerate(runs, 1)]
     wanted = dict.fromkeys(metric or run.main_metric() for run in runs)
     drawn = [
         curve(f"curve-{number}-{size}", runs, key, size)
@@ -68,9 +68,23 @@ def _comparison(runs: Sequence[Run], metric: str | None) -> Element:
         element("h2", f"{len(runs)} runs compared"),
         element("nav", element("ol", *links), aria_label="runs"),
         table("runs compared", head, [_compared(*one, metric) for one in enumerate(runs, start=1)]),
-        element("div", *drawn, class_="charts"),
+        *_missing(runs),
+        *([element("div", *drawn, class_="charts")] if drawn else []),
         id="comparison",
     )
+
+
+def _named(run: Run) -> str:
+    return f"{run.name} (not finished)" if run.unfinished else run.name
+
+
+def _missing(runs: Sequence[Run]) -> Iterator[Element]:
+    """What a comparison says of runs that are not finished, where there are any."""
+    phases = {run.name: run.unfinished.phases for run in runs if run.unfinished}
+    names = (f"{name} ({'; '.join(f'{one}: {what}' for one, what in found.items())})" for name, found in phases.items())
+    if phases:
+        text = f"Not finished: {', '.join(names)}. What is not known yet is a dash, and no curve shows it."
+        yield element("p", text, class_="note")
 
 
 def _compared(number: int, run: Run, metric: str | None) -> list[Cell | str]:
@@ -78,64 +92,100 @@ def _compared(number: int, run: Run, metric: str | None) -> list[Cell | str]:
     sizes = [
         cell
         for size in ("params", "flops", "latency_ms")
-        for cell in (_fact(size, run.value(LAST, size)), _percent(run.share(size)))
+        for cell in (_fact(size, run.value(run.last, size)), _percent(run.share(size)))
     ]
     values = [_fact(key, run.value(state, key)) if key else Cell(NONE) for state in ("dense", "cut", LAST)]
     words = [str(run.facts.get("policy", NONE)), str(run.recipe.get("seed", NONE)), run.task]
-    return [run.name, _count(number), label(key) if key else NONE, *values, *sizes, _percent(run.target), *words]
+    return [_named(run), _count(number), label(key) if key else NONE, *values, *sizes, _percent(run.target), *words]
 
 
 def _run(identifier: str, run: Run, metric: str | None) -> Element:
-    """Everything about one run."""
-    quality = charts.metrics(f"{identifier}-metrics", run)
-    panels = charts.towers(f"{identifier}-kept", run.sites)
+    """Everything about one run; what there is nothing of is left out."""
+    cards = list(_cards(run, metric or run.main_metric()))
     return element(
         "section",
         element("h2", run.name),
+        *_notice(run),
         element("p", _lead(run)),
-        element("ul", *_cards(run, metric or run.main_metric()), class_="cards"),
-        element("h3", "Quality, size and speed"),
-        element("div", _states(run), *([quality] if quality is not None else []), class_="pair"),
-        element("p", _measured(run), class_="note"),
-        element("h3", "What is kept"),
-        element("div", *(_tower(name, drawn) for name, drawn in panels.items()), class_="towers"),
-        _removed(run),
-        details("every site in numbers", _sites(run)),
-        element("h3", "The search"),
-        element("div", *charts.search(f"{identifier}-search", run), class_="charts"),
-        details("every update in numbers", _history(run)) if run.history else element("p", "no update was logged"),
+        *([element("ul", *cards, class_="cards")] if cards else []),
+        *(_quality(identifier, run) if run.states else []),
+        *(_kept(identifier, run) if run.sites else []),
+        *(_search(identifier, run) if run.history or run.unfinished is None else []),
         element("h3", "How it was made"),
         element("div", _settings(run), _files(run), class_="pair"),
         id=identifier,
     )
 
 
+def _notice(run: Run) -> Iterator[Element]:
+    """That a run is not finished, how far it got, and how to go on."""
+    if run.unfinished is not None:
+        yield element(
+            "div",
+            element("p", element("strong", "This run is not finished."), " Shown is what there is so far."),
+            element("ul", *(element("li", f"{phase}: {what}") for phase, what in run.unfinished.phases.items())),
+            element("p", "Go on, from where it was started, with ", element("code", run.unfinished.go_on)),
+            class_="notice", role="note",
+        )  # fmt: skip
+
+
+def _quality(identifier: str, run: Run) -> Iterator[Element]:
+    drawn, measured = charts.metrics(f"{identifier}-metrics", run), _measured(run)
+    yield element("h3", "Quality, size and speed" if run.speed else "Quality and size")
+    yield element("div", _states(run), *([drawn] if drawn is not None else []), class_="pair")
+    if measured:
+        yield element("p", measured, class_="note")
+
+
+def _kept(identifier: str, run: Run) -> Iterator[Element]:
+    panels = charts.towers(f"{identifier}-kept", run.sites)
+    yield element("h3", "What is kept")
+    yield element("div", *(_tower(name, drawn) for name, drawn in panels.items()), class_="towers")
+    if run.removed:
+        yield _removed(run)
+    yield details("every site in numbers", _sites(run))
+
+
+def _search(identifier: str, run: Run) -> Iterator[Element]:
+    yield element("h3", "The search")
+    yield element("div", *charts.search(f"{identifier}-search", run), class_="charts")
+    yield details("every update in numbers", _history(run)) if run.history else element("p", "no update was logged")
+
+
 def _lead(run: Run) -> str:
-    """What was done, in a sentence."""
+    """What was done, or is to be done, in a sentence."""
     facts = run.facts
     steps, of = facts.get("steps"), {"params": "parameters", "flops": "FLOPs"}.get(str(facts.get("of")), "units")
+    source = f"{run.task}, from {run.recipe.get('checkpoint', NONE)}: "
+    how = f"by the policy {facts.get('policy', NONE)} with {facts.get('allocation', NONE)} allocation."
+    if run.unfinished is not None:
+        share = "" if run.target is None else f"{percent(run.target)} of the prunable "
+        return f"{source}{share}{of} {'go' if 'cut' in run.states else 'are to go'} {how}"
     whole = sum(share.flops if of == "FLOPs" else share.params for share in run.removed)
     gone = sum(share.flops_removed if of == "FLOPs" else share.params_removed for share in run.removed)
-    return (
-        f"{run.task}, from {run.recipe.get('checkpoint', NONE)}: "
-        f"{percent(gone / whole if whole else None)} of the prunable {of} removed"
-        + (f" over {steps:,} search steps" if isinstance(steps, int) else "")
-        + f" by the policy {facts.get('policy', NONE)} with {facts.get('allocation', NONE)} allocation."
-    )
+    over = f" over {steps:,} search steps" if isinstance(steps, int) else ""
+    return f"{source}{percent(gone / whole if whole else None)} of the prunable {of} removed{over} {how}"
 
 
 def _cards(run: Run, metric: str | None) -> Iterator[Element]:
     """The headline numbers."""
     for size, name in (("params", "of the parameters"), ("flops", "of the FLOPs")):
-        dense, last = (shown(size, run.value(state, size)) for state in ("dense", LAST))
-        yield _card(percent(run.share(size)), name, f"{dense} before, {last} now")
+        dense, last = (shown(size, run.value(state, size)) for state in ("dense", run.last))
+        if (share := run.share(size)) is not None:
+            yield _card(percent(share), name, f"{dense} before, {last} now")
     share = run.share("latency_ms")
     if share:
         dense, last = (shown("latency_ms", run.value(state, "latency_ms")) for state in ("dense", LAST))
         yield _card(f"{1 / share:.2f}\u00d7", "as fast", f"{dense} ms before, {last} ms now")
-    if metric is not None:
-        dense, cut, last = (shown(metric, run.value(state, metric)) for state in ("dense", "cut", LAST))
+    if metric is None:
+        return
+    dense, cut, last = (shown(metric, run.value(state, metric)) for state in ("dense", "cut", LAST))
+    if LAST in run.states:
         yield _card(last, label(metric), f"dense {dense}, right after the cut {cut}")
+    elif cut != NONE:
+        yield _card(cut, f"{label(metric)}, right after the cut", f"dense {dense}")
+    elif dense != NONE:
+        yield _card(dense, f"{label(metric)}, dense", "before the search")
 
 
 def _card(number: str, name: str, more: str) -> Element:
@@ -146,15 +196,20 @@ def _states(run: Run) -> Element:
     """Sizes, speed and metrics of each state."""
     seen = list(dict.fromkeys(key for facts in run.states.values() for key in facts))
     keys = [*(key for key in SIZES if key in seen), *(key for key in seen if key not in SIZES)]
-    rows: list[list[Cell | str]] = [
-        [label(key), *(_fact(key, run.value(state, key)) for state in run.states), _percent(run.share(key))]
-        for key in keys
-    ]
-    return table("dense, cut and retrained", ["", *run.states, "of dense"], rows)
+    both = {"dense", run.last} <= set(run.states)
+    rows: list[list[Cell | str]] = []
+    for key in keys:
+        share = [_percent(run.share(key))] if both else []
+        rows.append([label(key), *(_fact(key, run.value(state, key)) for state in run.states), *share])
+    caption = "dense, cut and retrained" if run.unfinished is None else "measured so far"
+    return table(caption, ["", *run.states, *(["of dense"] if both else [])], rows)
 
 
 def _measured(run: Run) -> str:
+    """What the sizes are of; nothing where there are none."""
     found = run.speed.get("dense", {})
+    if run.unfinished is not None:
+        return "FLOPs of one sample." if any("flops" in facts for facts in run.states.values()) else ""
     return (
         f"FLOPs of one sample. Latency of a batch of {found.get('batch_size')} on {found.get('device')}: median of "
         f"{found.get('rounds')}, dense and compressed side by side."
@@ -209,7 +264,8 @@ def _logged(key: str, value: float | None) -> Cell:
 def _settings(run: Run) -> Element:
     facts = {key: value for key, value in run.facts.items() if key not in ("params", "flops", "step")}
     seconds = {f"seconds of {phase}, last attempt": value for phase, value in run.seconds.items() if value is not None}
-    rows = {**run.recipe, **{f"search: {key}": value for key, value in facts.items()}, **seconds, "upop": run.version}
+    version = {"upop": run.version} if run.version else {}
+    rows = {**run.recipe, **{f"search: {key}": value for key, value in facts.items()}, **seconds, **version}
     return table(
         "settings", ["setting", "value"], [[key.replace("_", " "), _plain(value)] for key, value in rows.items()]
     )

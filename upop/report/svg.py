@@ -17,8 +17,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from upop.report.markup import element
+from upop.report.markup import element, legal
 
 VARIABLES = ("ink", "muted", "grid", "vision", "text", "fusion", *(f"series-{number}" for number in range(1, 7)))
 COLOUR = {name: f"#0000{number:02x}" for number, name in enumerate(VARIABLES, start=1)}
@@ -67,6 +68,8 @@ def picture(identifier: str, title: str, description: str, height: float, draw: 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), facecolor="none", layout="constrained")
         draw(figure.subplots())
+        for text in figure.findobj(Text):
+            text.set_text(legal(text.get_text()))
         written = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
     made = _inline(ElementTree.fromstring(written.getvalue()), identifier)

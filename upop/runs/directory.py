@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from upop.files import write_json, write_text
 
+STATE = "state.json"
 STATE_FORMAT = 1
 VOLATILE = (
     "run_dir",
@@ -45,15 +46,9 @@ class RunDirectory:
         _check_writable(self.path)
         self._config = dict(config)
         stored = self.path / "config.yaml"
-        self._state: dict[str, Any] = {"format": STATE_FORMAT, "phases": {}, "evaluations": {}}
         if stored.is_file():
             _check_same(self.path, flatten(yaml.safe_load(stored.read_text()) or {}), flatten(config))
-        if self._file.is_file():
-            self._state = _read_state(self._file)
-
-    @property
-    def _file(self) -> Path:
-        return self.path / "state.json"
+        self._state = read_state(self.path)
 
     def begin(self) -> None:
         """Write down the configuration; from now on the directory takes no other.
@@ -92,7 +87,7 @@ class RunDirectory:
 
     @rank_zero_only
     def _write(self) -> None:
-        write_json(self._file, self._state)
+        write_json(self.path / STATE, self._state)
 
 
 @rank_zero_only
@@ -108,13 +103,27 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _read_state(file: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """What a run directory knows: ``phases`` that are done and ``evaluations``, with their facts, by name.
+
+    Both are empty before there is anything to know.
+
+    Raises:
+        ValueError: If its state.json is no JSON, or of another format.
+    """
+    file = path / STATE
+    if not file.is_file():
+        return {"format": STATE_FORMAT, "phases": {}, "evaluations": {}}
     try:
         state = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}; delete the run directory to start again") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise ValueError(f"{str(file)!r} is of another format; this version reads format {STATE_FORMAT}")
+    for part in ("phases", "evaluations"):
+        known = state.get(part)
+        if not isinstance(known, dict) or not all(isinstance(facts, dict) for facts in known.values()):
+            raise ValueError(f"{str(file)!r} has no facts by name in {part!r}; delete the run directory to start again")
     return state
 
 

@@ -1,23 +1,25 @@
-"""The page of one or several finished runs, from the summary.json in their directories."""
+"""The page of one or several runs: of summary.json in their directories or, before there is one, of what there is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from upop.files import write_text
 from upop.report.facts import Run
 from upop.report.page import page
 from upop.runs.summary import REPORT, SUMMARY_FORMAT
+from upop.runs.unfinished import CONFIG, so_far
+
+SUMMARY = "summary.json"
 
 
 def write_report(run_dirs: Sequence[str | Path], to: str | Path | None = None, metric: str | None = None) -> Path:
-    """Write the page of finished runs, atomically; nothing is written if one of them cannot be read.
+    """Write the page of runs, atomically; nothing is written if one of them cannot be read.
 
     Args:
-        run_dirs: Run directories; several are compared.
+        run_dirs: Run directories, finished or not; several are compared.
         to: File to write; by default report.html in the run directory, or, of several, in the working directory.
         metric: What headline and curve show, by its name in summary.json; by default what stands for each run's task.
 
@@ -25,8 +27,9 @@ def write_report(run_dirs: Sequence[str | Path], to: str | Path | None = None, m
         The file.
 
     Raises:
-        FileNotFoundError: If there is no such run directory.
-        ValueError: If a run is not finished, given twice, or of another format, or has no such metric.
+        FileNotFoundError: If there is no such directory.
+        ValueError: If a directory is no run's, or is given twice, one of its files cannot be read or is of another
+            format, or a run has no such metric.
         IsADirectoryError: If ``to`` is a directory.
     """
     paths = [Path(path) for path in run_dirs]
@@ -45,18 +48,18 @@ def write_report(run_dirs: Sequence[str | Path], to: str | Path | None = None, m
 
 
 def _read(path: Path, name: str) -> Run:
-    """The run in a directory.
+    """The run in a directory, as far as it went.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not finished, or of another format.
+        FileNotFoundError: If there is no such directory.
+        ValueError: If it is no run's, or a file of it cannot be read or is of another format.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no run directory at {str(path)!r}; give one that `upop fit` has written")
-    file = path / "summary.json"
-    again = f"`upop fit --config {path / 'config.yaml'}` writes it anew and repeats no phase"
+    file = path / SUMMARY
     if not file.is_file():
-        raise ValueError(_unfinished(path, again))
+        return so_far(path, name)
+    again = f"`upop fit --config {path / CONFIG}` writes it anew and repeats no phase"
     try:
         summary = json.loads(file.read_text())
     except ValueError as error:
@@ -68,27 +71,3 @@ def _read(path: Path, name: str) -> Run:
         return Run.of(summary, name)
     except ValueError as error:
         raise ValueError(f"{str(file)!r} cannot be reported: {error}; {again}") from error
-
-
-def _unfinished(path: Path, again: str) -> str:
-    """Why a directory has no summary.json, with what there is and what to do."""
-    done = _phases(path)
-    if done is None:
-        return f"{str(path)!r} is no run directory: it has no state.json; give one that `upop fit` has written"
-    if "retrain" in done:
-        return f"run directory {str(path)!r} has no summary.json; {again}"
-    return (
-        f"run directory {str(path)!r} is not finished: of finetune, search and retrain, {done} are done; go on with "
-        f"`upop fit --config {path / 'config.yaml'}`"
-    )
-
-
-def _phases(path: Path) -> list[str] | None:
-    """Names of the phases that are done; ``None`` where nothing ever ran."""
-    if not (path / "state.json").is_file():
-        return [] if (path / "config.yaml").is_file() else None
-    try:
-        state: Any = json.loads((path / "state.json").read_text())
-        return list(state["phases"])
-    except (ValueError, TypeError, KeyError):
-        return None
