@@ -27,11 +27,12 @@ from upop.messages import some
 Kind = Literal["head", "head_dim", "neuron"]
 Modality = Literal["vision", "text", "fusion"]
 Side = Literal["out", "in"]
-Currency = Literal["params", "flops"]
+Currency = Literal["params", "flops", "latency"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-CURRENCIES: tuple[Currency, ...] = get_args(Currency)
+CURRENCIES: tuple[Currency, ...] = ("params", "flops")
+"""What is counted, for every model; ``latency`` has to be measured."""
 
 PLAN_FORMAT = 1
 
@@ -229,6 +230,8 @@ class Plan:
                     f"plan names site {name!r}, but this model has {some(list(known))}; was it made for this model?"
                 )
             total = known[name].units
+            if self.units.get(name, total) != total:
+                raise ValueError(f"plan was made for {self.units[name]} units at site {name!r}, which has {total}")
             if not units:
                 raise ValueError(f"plan keeps 0 of {total} units at site {name!r}; keep at least 1")
             if list(units) != sorted(set(units)):
@@ -268,8 +271,8 @@ class Plan:
         if not path.is_file():
             raise FileNotFoundError(f"no plan at {str(path)!r}; `upop search` writes one")
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except ValueError as error:
+            return cls.from_dict(json.loads(path.read_bytes()))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} is not a plan that this version reads: {error}") from error
 
     @classmethod
@@ -290,5 +293,7 @@ class Plan:
         for name, units in data["keep"].items():
             if not isinstance(units, list) or any(type(unit) is not int for unit in units):
                 raise ValueError(f"units kept at site {name!r} are not a list of whole numbers")
+            if type(data["units"].get(name)) is not int:
+                raise ValueError(f"'units' of a plan has no whole number for site {name!r}")
         keep = {name: tuple(units) for name, units in data["keep"].items()}
         return cls(keep, dict(data["units"]), str(data["model"]), dict(data["facts"]))

@@ -9,18 +9,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
 from upop.callbacks import ProgressiveSearch
-from upop.cost import CostModel, measure
+from upop.cost import CostModel, Curve, LatencyTable, measure
 from upop.families import example_inputs, find_sites
 from upop.masks import has_masks
+from upop.search import Price
 from upop.structure import Plan, Site
 
 ROWS = 16
@@ -309,7 +312,105 @@ def test_fractions_alone_say_what_is_removed(tmp_path: Path) -> None:
     assert ProgressiveSearch().budget.removed == 0.5
 
 
+def test_auto_multiples_follow_the_device_and_say_what_they_cost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, callback = Regression(), search(multiple_of="auto", tolerance=0.1)
+    sites = find_sites(task.model, callback.units)
+    assert callback.multiples(sites, "cpu") == callback.multiples(sites, "cuda") == {"head_dim": 2, "neuron": 8}
+    bound(callback, task, tmp_path / "plan.json")
+    assert callback.budget.multiple_of == {"head_dim": 2, "neuron": 8}
+    with caplog.at_level("INFO"):
+        trainer(callback, tmp_path).fit(task, loader())
+    plan = Plan.load(tmp_path / "plan.json")
+    assert {len(plan.keep[site.name]) % {"head_dim": 2, "neuron": 8}[site.kind] for site in sites} == {0}
+    assert plan.facts["multiple_of"] == {"head_dim": 2, "neuron": 8}
+    price = Price(**plan.facts["alignment"])
+    assert price.removed == sum(site.units for site in sites) - sum(plan.kept().values())
+    assert price.line().startswith("aligned to head_dim 2, neuron 8: ")
+    assert price.line() in caplog.text
+
+
+def test_auto_gives_way_where_the_budget_could_not_be_met(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task, callback = Regression(), search(removed=0.37, multiple_of="auto", tolerance=0.005)
+    sites = bound(callback, task, tmp_path / "plan.json")
+    with pytest.raises(ValueError, match=r"lower search\.multiple_of, or raise search\.tolerance"):
+        bound(
+            search(removed=0.37, multiple_of={"head_dim": 2, "neuron": 8}, tolerance=0.005),
+            task,
+            tmp_path / "plan.json",
+        )
+    assert callback.budget.multiple_of != callback.multiples(sites, "cpu")
+    with caplog.at_level("INFO"):
+        trainer(callback, tmp_path).fit(task, loader())
+    assert "search.multiple_of: {'head_dim': 2, 'neuron': 8} is too coarse for search.tolerance 0.005;" in caplog.text
+    cost = CostModel(sites, measure(task.model, sites, example_inputs(task.model)))
+    removed = cost.removed(Plan.load(tmp_path / "plan.json").kept(), "params") / cost.prunable("params")
+    assert removed == pytest.approx(0.37, rel=0.005)
+
+
+def test_without_multiples_there_is_no_alignment(tmp_path: Path) -> None:
+    task, callback = Regression(), search()
+    bound(callback, task, tmp_path / "plan.json")
+    trainer(callback, tmp_path).fit(task, loader())
+    assert not {"multiple_of", "alignment", "latency"} & set(Plan.load(tmp_path / "plan.json").facts)
+
+
+def table_of(sites: list[Site]) -> LatencyTable:
+    """A microsecond for each unit of a head-dim site, a hundred nanoseconds for each neuron."""
+    curves = [
+        Curve(((1, one.units),), np.array([1.0, one.units]) * (1000 if one.kind == "head_dim" else 100))
+        for one in sites
+    ]
+    blocks, axes = {one.block: number for number, one in enumerate(sites)}, {one.block: (one.name,) for one in sites}
+    return LatencyTable({"device": "abacus"}, 10**6, 1.0, tuple(curves), blocks, axes)
+
+
+def test_a_budget_of_latency_is_met_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task, callback = Regression(), search(of="latency", removed=0.4)
+    sites = find_sites(task.model, callback.units)
+    cost = CostModel(sites, measure(task.model, sites, example_inputs(task.model)), table_of(sites))
+    callback.bind(sites, cost, tmp_path / "plan.json")
+    with caplog.at_level("INFO"):
+        trainer(callback, tmp_path).fit(task, loader())
+    plan = Plan.load(tmp_path / "plan.json")
+    gone = {one.name: one.units - plan.kept()[one.name] for one in sites}
+    removed = sum(count * (1000 if "head_dim" in name else 100) for name, count in gone.items())
+    assert removed == pytest.approx(0.4 * 2 * (7 * 1000 + 47 * 100), rel=0.05)
+    assert plan.facts["latency"] == {"dense": 10**6, "left": 10**6 - removed}
+    assert callback.history[-1]["removed/latency"] == pytest.approx(removed / (2 * (7000 + 4700)))
+    assert "of the prunable latency go" in caplog.text
+
+
+def test_other_ranks_select_by_the_table_of_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, callback = Regression(), search(of="latency", removed=0.4, multiple_of="auto")
+    sites = find_sites(task.model, callback.units)
+    cost = CostModel(sites, measure(task.model, sites, example_inputs(task.model)))
+    with pytest.raises(ValueError, match="the latency of this model was not measured"):
+        callback.bind(sites, cost, tmp_path / "plan.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(rank_zero_only, "rank", 1)
+        callback.bind(sites, cost, tmp_path / "plan.json")
+    assert callback.budget.multiple_of == {}
+    running = trainer(callback, tmp_path)
+    asked = []
+    shared = table_of(sites).to_dict()
+    monkeypatch.setattr(running.strategy, "broadcast", lambda own, src=0: asked.append(own) or shared)
+    callback.setup(running, task, "fit")
+    assert asked == [None]
+    assert callback._cost.latency is not None
+    assert callback._cost.latency.to_dict() == shared
+    assert callback.budget.multiple_of, "chosen by the same numbers as on rank 0"
+    callback.teardown(running, task, "fit")
+
+
 def test_messages() -> None:
+    with pytest.raises(
+        ValueError, match=r"search.multiple_of is 'sometimes'; give 'auto', or a multiple by kind, such as {head_dim: 8"
+    ):
+        ProgressiveSearch(multiple_of="sometimes")
+    with pytest.raises(ValueError, match=r"search.of is 'time'; choose one of \['flops', 'latency', 'params'\]"):
+        ProgressiveSearch(of="time")  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"search.interval is 0; give the optimizer steps " "between two updates, 1 or more"
     ):

@@ -252,6 +252,23 @@ def test_what_files_say_is_text():
     assert evil in [cell.text for cell in root.all("td")]
 
 
+@pytest.mark.parametrize(
+    "evil",
+    ['" onload="alert(1)', "a\n|b", "\x00\x1b", "\ud800", "\ufffe", "]]>", "<!--", "&lt;", "${body}", "$x^2$", ""],
+)
+def test_names_that_no_file_of_text_may_hold(evil):
+    told = summary(task=evil, metrics=(f"m{evil}", "mean"), policy=evil, layers=1, updates=2)
+    told["recipe"] |= {"data": evil, f"k{evil}": evil}
+    told["sites"][0] |= {"name": evil, "kind": evil, "modality": evil}
+    seen = "".join("\ufffd" if letter in "\x00\x1b\ud800\ufffe" else letter for letter in evil)
+    root = read(page([Run.of(told, evil), *runs("other")]))
+    assert not [name for node in root.nodes() for name in node.attributes if name.startswith("on")]
+    assert len(root.all("script")) == 1
+    titles = [node.text for node in root.all("h2")]
+    assert (titles[0], titles[-1]) == ("2 runs compared", "other")
+    assert " ".join(titles[1].split()) == " ".join(seen.split())
+
+
 def test_the_same_runs_make_the_same_page():
     assert page(runs("one", "two")) == page(runs("one", "two"))
 

@@ -12,9 +12,11 @@ class Abacus:
 
     def __init__(self) -> None:
         self.turns = 0
+        self.replays = 0
 
     def __call__(self, replays: Sequence[Replay], seconds: float) -> list[float]:
         self.turns += 1
+        self.replays += len(replays)
         for replay in (replays[0], replays[-1]):
             replay()  # whatever is timed has to run
         return [

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from upop.search import Budget, check, priorities, select
+from upop.search import Budget, check, check_settings, priorities, select
 
 from .toys import ToyCost, noise, tower
 
@@ -250,7 +250,11 @@ def test_unchecked_impossible_budgets_still_raise_at_the_end():
         ({"removed": float("nan")}, "search.removed is nan; it is"),
         ({"removed": "half"}, "search.removed is 'half'; it is"),
         ({"removed": None}, "search.removed is missing; give the fraction"),
-        ({"of": "parms"}, r"search\.of is 'parms'; choose one of \['flops', 'params'\]; did you mean 'params'\?"),
+        (
+            {"of": "parms"},
+            r"search\.of is 'parms'; choose one of \['flops', 'latency', 'params'\]; did you mean 'params'\?",
+        ),
+        ({"of": "latencies"}, r"search\.of is 'latencies'; choose one of .*; did you mean 'latency'\?"),
         (
             {"scope": "modle"},
             r"search\.scope is 'modle'; choose one of \['model', 'prunable'\]; did you mean 'model'\?",
@@ -303,6 +307,24 @@ def test_messages_that_need_no_sites(settings_, text):
 def test_messages_that_need_sites(settings_, text):
     with pytest.raises(ValueError, match=text):
         check(Budget(**{"removed": 0.5, **settings_}), SITES, COST)
+
+
+def test_what_needs_no_cost_can_be_checked_without_one():
+    check_settings(Budget(0.5, "latency", ceiling={"vision": 0.5}), SITES)
+    for settings_, text in (
+        ({"ceiling": {"visoin": 0.5}}, "did you mean 'vision'"),
+        ({"multiple_of": {"neuron": 999}}, "is 999 for kind 'neuron'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            check_settings(Budget(0.5, "latency", **settings_), SITES)
+
+
+def test_a_cost_that_nothing_saves_is_refused():
+    free = ToyCost(SITES, dict.fromkeys({site.block for site in SITES}, 0))
+    with pytest.raises(
+        ValueError, match=r"^removing units saves no latency here: choose another search\.of, or, where"
+    ):
+        check(Budget(0.5, "latency"), SITES, free)
 
 
 def test_other_messages():

@@ -8,18 +8,35 @@ costs are exact, and a step whose mask gradients are not finite is left out, cou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from upop.cost import CostModel
+from upop.callbacks.fractions import removed_fractions
+from upop.cost import CostModel, LatencySettings, LatencyTable
 from upop.masks import Masks, mask_values, unit_norms
-from upop.search import Budget, check, create, fraction, priorities, select
+from upop.search import (
+    AUTO,
+    Budget,
+    Price,
+    align,
+    check,
+    create,
+    device_multiples,
+    fraction,
+    price,
+    priorities,
+    select,
+    select_aligned,
+)
 from upop.structure import Currency, Kind, Plan, Site
+
+LATENCY = LatencySettings()
 
 
 class ProgressiveSearch(Callback):
@@ -28,7 +45,8 @@ class ProgressiveSearch(Callback):
     Args:
         removed: Fraction to remove by the end of the search, between 0 and 1, of ``of`` within ``scope``. Left out, it
             is 0.5, or what ``fractions`` say per modality.
-        of: Currency of the budget: ``params`` or ``flops``.
+        of: Currency of the budget: ``params``, ``flops``, or ``latency``, for which parts of the model are timed at
+            several sizes before the search; see ``latency``.
         scope: What ``removed`` is a fraction of: ``prunable`` (attention and MLP units) or the whole ``model``.
         units: Kinds of units to remove: ``head``, ``head_dim`` (the paper's: one position in all heads of a layer),
             ``neuron``; several may be searched together.
@@ -44,7 +62,10 @@ class ProgressiveSearch(Callback):
         fractions: Fraction to remove per modality, for ``per_modality``.
         floor: At least this fraction is removed, by modality or by a glob over site names.
         ceiling: At most this fraction is removed, by modality or by a glob over site names.
-        multiple_of: Kept units per site are a multiple of this, by kind; 8 head-dims and 64 neurons suit tensor cores.
+        multiple_of: Kept units per site are a multiple of this, by kind, such as ``{head_dim: 8, neuron: 64}``, or
+            ``auto``: 8 head-dims and 64 neurons, on a CPU 16, halved for small sites and where the budget could not be
+            met within its tolerance. What that costs in priority is said at the end. By default, any number.
+        latency: What ``of: latency`` measures: batch size, dtype and device that the finished model will run with.
         tolerance: How far the finished plan may be from the target, as a fraction of the target.
         seed: Seed of the ``random`` policy; by default the run's own.
     """
@@ -63,7 +84,8 @@ class ProgressiveSearch(Callback):
         fractions: dict[str, float] | None = None,
         floor: dict[str, float] | None = None,
         ceiling: dict[str, float] | None = None,
-        multiple_of: dict[str, int] | None = None,
+        multiple_of: dict[str, int] | str | None = None,
+        latency: LatencySettings = LATENCY,
         tolerance: float = 0.005,
         seed: int | None = None,
     ) -> None:
@@ -73,12 +95,18 @@ class ProgressiveSearch(Callback):
             )
         if not 0.0 < settle <= 1.0:
             raise ValueError(f"search.settle is {settle!r}; it is a fraction of the search, above 0 and at most 1")
-        self.settle = settle
+        if isinstance(multiple_of, str) and multiple_of != AUTO:
+            raise ValueError(
+                f"search.multiple_of is {multiple_of!r}; give 'auto', or a multiple by kind, such as "
+                "{head_dim: 8, neuron: 64}"
+            )
+        self.settle, self.latency = settle, latency
+        self.auto = multiple_of == AUTO
         self.budget = Budget(
             0.5 if removed is None and not fractions else removed,
             of,
             scope,
-            dict(multiple_of or {}),  # type: ignore[arg-type]  # the budget checks the kinds
+            {} if isinstance(multiple_of, str) else dict(multiple_of or {}),  # type: ignore[arg-type]  # it checks them
             dict(floor or {}),
             dict(ceiling or {}),
             allocation,
@@ -93,6 +121,7 @@ class ProgressiveSearch(Callback):
         self.left_out = 0
         self.returned = 0
         self.finished = False
+        self.price: Price | None = None
         self.history: list[dict[str, float]] = []
         self._losses: list[Tensor] = []
         self._sites: tuple[Site, ...] = ()
@@ -101,20 +130,40 @@ class ProgressiveSearch(Callback):
         self._settled: dict[str, Tensor] = {}
         self._restored: dict[str, Any] = {}
 
-    def bind(self, sites: Sequence[Site], cost: CostModel, plan_path: str | Path) -> None:
+    def multiples(self, sites: Sequence[Site], device: str) -> dict[Kind, int]:
+        """Multiples that the search starts from, by kind.
+
+        Args:
+            sites: Sites of the task's model.
+            device: Type of the device that the finished model will run on.
+        """
+        return device_multiples(device, sites) if self.auto else dict(self.budget.multiple_of)
+
+    def bind(self, sites: Sequence[Site], cost: CostModel, plan_path: str | Path, device: str = "cpu") -> None:
         """Say what is searched; call it before training.
+
+        In a distributed run rank 0 alone has to know the latencies; the others get them when training starts.
 
         Args:
             sites: Sites of the task's model, of the kinds in ``units``.
             cost: Cost of any plan for them.
             plan_path: File that the finished plan is written to.
+            device: Type of the device that the finished model will run on, for ``multiple_of: auto``.
 
         Raises:
             ValueError: If the budget cannot be met with these sites.
         """
-        check(self.budget, sites, cost)
-        self._sites, self._cost, self._path = tuple(sites), cost, Path(plan_path)
+        self._sites, self._cost, self._path, self._device = tuple(sites), cost, Path(plan_path), device
         self._policy = create(self.policy_name, sites, self.seed)
+        if self.budget.of in cost.currencies or rank_zero_only.rank == 0:
+            self._fix_budget()
+
+    def _fix_budget(self) -> None:
+        """Choose multiples where they are ``auto``, and refuse a budget that cannot be met."""
+        if not self.auto:
+            check(self.budget, self._sites, self._cost)
+            return
+        self.budget = align(replace(self.budget, multiple_of={}), self._sites, self._cost, self._device)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the masks, before a checkpoint is restored and the optimizer is built."""
@@ -122,6 +171,18 @@ class ProgressiveSearch(Callback):
             return
         if not self._sites:
             raise ValueError("the search knows no sites; call bind(sites, cost, plan_path) before training")
+        if self.budget.of == "latency":  # all ranks select by the numbers of rank 0
+            own = self._cost.latency.to_dict() if self._cost.latency else None
+            shared = trainer.strategy.broadcast(own)
+            if shared != own:
+                self._cost = self._cost.with_latency(LatencyTable.from_dict(shared))
+                self._fix_budget()
+        wanted = self.multiples(self._sites, self._device)
+        if self.budget.multiple_of != wanted:
+            rank_zero_info(
+                f"search.multiple_of: {wanted} is too coarse for search.tolerance {self.budget.tolerance:g}; "
+                f"{dict(self.budget.multiple_of) or 'none'} will do"
+            )
         self._masks = Masks(pl_module.model, self._sites)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,10 +261,18 @@ class ProgressiveSearch(Callback):
         ranked = self._settled or self._priorities(pl_module)
         if self.settle < 1.0 and step + 1 >= self.settle * steps:
             self._settled = ranked
-        keep = select(ranked, self._sites, self._cost, self.budget, share)
+        keep = self._select(ranked, share)
+        self.price = price(ranked, keep, self._sites, self._cost, self.budget) if share == 1 else None
         self.returned = _returned(self.plan, keep)
         self.plan = Plan.of(keep, self._sites, self._facts(keep, step, steps))
         self._attached().write_(mask_values(self._sites, self.plan, dropped=1.0 - share))
+
+    def _select(self, ranked: Mapping[str, Tensor], share: float) -> dict[str, tuple[int, ...]]:
+        """The units to keep; ``auto`` may give up multiples with which the finished plan would miss its target."""
+        if not self.auto:
+            return select(ranked, self._sites, self._cost, self.budget, share)
+        keep, self.budget = select_aligned(ranked, self._sites, self._cost, self.budget, share)
+        return keep
 
     def _priorities(self, pl_module: LightningModule) -> dict[str, Tensor]:
         """Priority of each unit by what the policy knows now."""
@@ -217,8 +286,12 @@ class ProgressiveSearch(Callback):
             return
         if trainer.is_global_zero:
             self.plan.save(self._path)
-        progress = self._progress()
-        rank_zero_info(f"plan written to {self._path}: {progress['removed/params']:.1%} of the prunable parameters go")
+        gone, of = self._progress()[f"removed/{self.budget.of}"], {"params": "parameters", "flops": "FLOPs"}
+        rank_zero_info(
+            f"plan written to {self._path}: {gone:.1%} of the prunable {of.get(self.budget.of, 'latency')} go"
+        )
+        if self.price:
+            rank_zero_info(self.price.line())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the masks off."""
@@ -263,20 +336,8 @@ class ProgressiveSearch(Callback):
     def _progress(self) -> dict[str, float]:
         """Fractions of the prunable cost that are selected, in all and per modality and kind."""
         shares = self._cost.shares(self.plan.kept() if self.plan else {})
-        progress = {}
-        for currency, whole, gone in (
-            ("params", [share.params for share in shares], [share.params_removed for share in shares]),
-            ("flops", [share.flops for share in shares], [share.flops_removed for share in shares]),
-        ):
-            progress[f"removed/{currency}"] = sum(gone) / sum(whole)
-            for modality in dict.fromkeys(share.modality for share in shares):
-                mine = [number for number, share in enumerate(shares) if share.modality == modality]
-                name = f"removed/{currency}/{modality}"
-                progress[name] = sum(gone[number] for number in mine) / sum(whole[number] for number in mine)
-                for number in mine:
-                    kind = shares[number].kind.replace(" x ", "+")
-                    progress[f"{name}/{kind}"] = gone[number] / whole[number]
-        return progress | {"steps_left_out": float(self.left_out), "units_returned": float(self.returned)}
+        counts = {"steps_left_out": float(self.left_out), "units_returned": float(self.returned)}
+        return removed_fractions(shares) | counts
 
     def _mean_loss(self) -> dict[str, float]:
         """Mean loss of the batches since the last update."""
@@ -297,8 +358,12 @@ class ProgressiveSearch(Callback):
             "step": step + 1,
             "steps": steps,
             "steps_left_out": self.left_out,
-            "params": {"dense": self._cost.whole("params"), "left": self._cost.remaining(kept, "params")},
-            "flops": {"dense": self._cost.whole("flops"), "left": self._cost.remaining(kept, "flops")},
+            **({"multiple_of": dict(self.budget.multiple_of)} if self.budget.multiple_of else {}),
+            **({"alignment": asdict(self.price)} if self.price else {}),
+            **{
+                currency: {"dense": self._cost.whole(currency), "left": self._cost.remaining(kept, currency)}
+                for currency in self._cost.currencies
+            },
         }
 
 

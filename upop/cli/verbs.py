@@ -22,6 +22,7 @@ HELP = {
     "test": "evaluate a dense, masked or compressed model (--checkpoint DIR, --plan PLAN)",
     "report": "write one HTML page of runs, finished or not (RUN_DIR ...); several are compared",
     "bench": "time models side by side: latency, throughput, peak memory (DIR ... --vs DENSE)",
+    "export": "write ONNX files or torch programs that run without upop (DIR --format onnx|torch)",
     "inspect": "show what can be cut in a model or a recipe's model, before any training",
     "import": "make a model directory of a BLIP or CLIP as its authors released it (FILE --like MODEL --to DIR)",
 }
@@ -33,6 +34,7 @@ def run(verb: str, arguments: list[str]) -> None:
         "test": _test,
         "report": _report,
         "bench": _bench,
+        "export": _export,
         "inspect": _inspect,
         "import": _import,
     }
@@ -137,6 +139,25 @@ def _bench(arguments: list[str]) -> None:
 
     conditions = Conditions(options.device, options.dtype, options.batch_size, options.compile, options.seconds)
     run_bench(options.models, options.vs, conditions, options.to, options.json)
+
+
+def _export(arguments: list[str]) -> None:
+    parser = _plain_parser("export")
+    parser.add_argument("model", metavar="DIR", help="model directory, compressed or dense")
+    parser.add_argument("--format", default="onnx", help="onnx, or torch for torch.export.load (default: onnx)")
+    parser.add_argument("--to", metavar="DIR", help="where to (default: a folder of the format's name in the model's)")
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators, 18 to 23 (default: 18)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest difference from the model that passes, as a part of the largest output (default: 1e-4)",
+    )
+    options = parser.parse_args(arguments)
+    from upop.export import export_portable
+
+    exported = export_portable(options.model, options.to, options.format, options.opset, options.tolerance)
+    print("\n".join(exported.lines()))
 
 
 def _inspect(arguments: list[str]) -> None:

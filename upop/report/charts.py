@@ -20,7 +20,7 @@ from upop.structure import MODALITIES
 
 Point = tuple[float, float]
 UNITS = {"head": "attention heads", "head_dim": "attention head-dim positions", "neuron": "MLP neurons"}
-CURRENCY = {"params": "parameters", "flops": "FLOPs"}
+CURRENCY = {"params": "parameters", "flops": "FLOPs", "latency": "latency"}
 
 
 def kept(identifier: str, title: str, sites: Sequence[KeptSite]) -> Element:

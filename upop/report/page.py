@@ -19,6 +19,8 @@ from upop.report.markup import Cell, details, element, table, to_html
 from upop.report.tables import NONE, SIZES, human
 
 ASSETS = "assets"
+BUDGETS = {"params": "parameters", "flops": "FLOPs", "latency": "latency"}
+"""What a budget is a fraction of, in words."""
 
 
 def page(runs: Sequence[Run], metric: str | None = None) -> str:
@@ -155,14 +157,15 @@ def _search(identifier: str, run: Run) -> Iterator[Element]:
 def _lead(run: Run) -> str:
     """What was done, or is to be done, in a sentence."""
     facts = run.facts
-    steps, of = facts.get("steps"), {"params": "parameters", "flops": "FLOPs"}.get(str(facts.get("of")), "units")
+    steps, of = facts.get("steps"), BUDGETS.get(str(facts.get("of")), "units")
     source = f"{run.task}, from {run.recipe.get('checkpoint', NONE)}: "
     how = f"by the policy {facts.get('policy', NONE)} with {facts.get('allocation', NONE)} allocation."
     if run.unfinished is not None:
         share = "" if run.target is None else f"{percent(run.target)} of the prunable "
         return f"{source}{share}{of} {'go' if 'cut' in run.states else 'are to go'} {how}"
-    whole = sum(share.flops if of == "FLOPs" else share.params for share in run.removed)
-    gone = sum(share.flops_removed if of == "FLOPs" else share.params_removed for share in run.removed)
+    key = str(facts.get("of")) if facts.get("of") in BUDGETS else "params"
+    whole = sum(getattr(share, key) or 0 for share in run.removed)
+    gone = sum(getattr(share, f"{key}_removed") or 0 for share in run.removed)
     over = f" over {steps:,} search steps" if isinstance(steps, int) else ""
     return f"{source}{percent(gone / whole if whole else None)} of the prunable {of} removed{over} {how}"
 
@@ -262,7 +265,7 @@ def _logged(key: str, value: float | None) -> Cell:
 
 
 def _settings(run: Run) -> Element:
-    facts = {key: value for key, value in run.facts.items() if key not in ("params", "flops", "step")}
+    facts = {key: value for key, value in run.facts.items() if key not in (*BUDGETS, "step")}
     seconds = {f"seconds of {phase}, last attempt": value for phase, value in run.seconds.items() if value is not None}
     version = {"upop": run.version} if run.version else {}
     rows = {**run.recipe, **{f"search: {key}": value for key, value in facts.items()}, **seconds, **version}
@@ -276,6 +279,8 @@ def _files(run: Run) -> Element:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(part)}" for key, part in value.items()) or NONE
     return ", ".join(map(str, value)) if isinstance(value, list) else NONE if value is None else str(value)
 
 

@@ -148,6 +148,34 @@ def removed_table(rows: Sequence[Share]) -> Table:
     return table
 
 
+def latency_table(rows: Sequence[Share], predicted: tuple[float, float], measured: tuple[float, float]) -> Table:
+    """What the table of measured times foretold of a cut, part by part, and what the cut model then took.
+
+    Args:
+        rows: What is removed where, with the latency of each modality and kind.
+        predicted: Milliseconds of the whole dense and compressed model, by the table.
+        measured: The same, timed afterwards.
+
+    Raises:
+        ValueError: If a dense model takes no time, or a row has no latency.
+    """
+    table = Table("latency", "dense, ms", "compressed, ms", "removed")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        if row.latency is None or row.latency_removed is None:
+            raise ValueError(f"{row.modality} {row.kind} has no latency; leave it out, or measure it")
+        dense, left = row.latency / 1e6, (row.latency - row.latency_removed) / 1e6
+        name = f"{row.modality} {row.kind}: what can go"
+        table.add_row(name, f"{dense:,.2f}", f"{left:,.2f}", _percent(row.latency_removed, row.latency))
+    table.add_section()
+    for name, (dense, left) in (("predicted", predicted), ("measured", measured)):
+        if not dense > 0:
+            raise ValueError(f"the dense model is {name} to take {dense!r} ms; give more than 0")
+        table.add_row(f"whole model, {name}", f"{dense:,.2f}", f"{left:,.2f}", f"{100 * (1 - left / dense):.1f} %")
+    return table
+
+
 def sites_table(rows: Sequence[SitesRow], model_params: int, model_flops: int) -> Table:
     """Where a model can be cut, and how much of it that is.
 

@@ -31,12 +31,16 @@ from upop.export import load, save
 from upop.families import example_inputs, find_sites
 from upop.files import write_atomic
 from upop.runs.directory import RunDirectory
+from upop.runs.latency import latency_table, place
 from upop.runs.timing import Measure
+from upop.search import check_settings
 from upop.structure import Plan, Site
 from upop.surgery import shrink_
 from upop.tasks import Distillation, Task, Training
 
 PHASES = ("finetune", "search", "retrain")
+LATENCY = "latency.json"
+"""Name of the table, in the directory of the search, that a search of ``latency`` selects by."""
 OWN = {
     "max_epochs": "set finetune.epochs, search.epochs and retrain.epochs",
     "default_root_dir": "set run_dir",
@@ -92,8 +96,14 @@ class Recipe:
         return self.training["finetune"].epochs > 0
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, directory: RunDirectory | None = None) -> None:
     """Check everything that needs no training: data files, checkpoint, whether the budget can be met.
+
+    A budget of ``latency`` is measured for this, where no table of the run or the cache fits.
+
+    Args:
+        recipe: What to check.
+        directory: Directory of the run, which may hold a latency table already.
 
     Raises:
         ValueError: With what is wrong and what to do.
@@ -114,7 +124,8 @@ def check(recipe: Recipe) -> None:
     if recipe.task.from_scratch and not recipe.finetunes:
         raise ValueError("model.from_scratch starts from random weights; give finetune.epochs of 1 or more")
     recipe.new_task(model, processor)
-    _bind(recipe, copy.deepcopy(recipe.search), model, Path("plan.json"))
+    own = directory.phase("search") / LATENCY if directory else None
+    _bind(recipe, copy.deepcopy(recipe.search), model, Path("plan.json"), own)
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> None:
@@ -144,7 +155,7 @@ def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> Non
     Raises:
         ValueError: If ``only`` needs a phase that is not done.
     """
-    check(recipe)
+    check(recipe, directory)
     steps = {"finetune": _finetune, "search": _search, "retrain": _retrain}
     wanted = [phase for phase in PHASES if phase != "finetune" or recipe.finetunes]
     if only is not None and only not in wanted:
@@ -196,7 +207,10 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     if directory.evaluation("dense") is None:
         directory.note_evaluation("dense", evaluate(recipe, task))
     search = copy.deepcopy(recipe.search)
-    sites, cost = _bind(recipe, search, model, directory.path / "plan.json")
+    own = directory.phase("search") / LATENCY
+    sites, cost = _bind(recipe, search, model, directory.path / "plan.json", own)
+    if cost.latency and not own.is_file():
+        cost.latency.save(own)
     _distil(recipe, task, source)
     _train(recipe, directory, "search", task, [search])
     plan = search.plan
@@ -227,11 +241,21 @@ def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     return {"model": "compressed"}
 
 
-def _bind(recipe: Recipe, search: ProgressiveSearch, model: nn.Module, plan_path: Path) -> tuple[list[Site], CostModel]:
-    """Tell the search what it searches."""
+def _bind(
+    recipe: Recipe, search: ProgressiveSearch, model: nn.Module, plan_path: Path, own: Path | None
+) -> tuple[list[Site], CostModel]:
+    """Tell the search what it searches; ``own`` is where the run keeps its latency table, if it has one."""
     sites = find_sites(model, search.units)
-    cost = CostModel(sites, measure(model, sites, recipe.sample(model)))
-    search.bind(sites, cost, plan_path)
+    check_settings(search.budget, sites)
+    inputs = recipe.sample(model)
+    cost = CostModel(sites, measure(model, sites, inputs))
+    device = torch.device("cpu")
+    if search.auto or search.budget.of == "latency":
+        device = place(search.latency, _trainer(recipe, [], Path.cwd()).strategy.root_device)
+    if search.budget.of == "latency" and rank_zero_only.rank == 0:  # the others get what rank 0 has found
+        multiple_of = search.multiples(sites, device.type)
+        cost = cost.with_latency(latency_table(model, sites, inputs, search.latency, device, multiple_of, own))
+    search.bind(sites, cost, plan_path, device.type)
     return sites, cost
 
 

@@ -9,19 +9,25 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from upop import __version__
-from upop.cost import CostModel, measure
+from upop.cost import CostModel, LatencyTable, measure
 from upop.export import load
 from upop.families import find_sites
 from upop.files import write_json, write_text
 from upop.report import allocation, comparison, console, removed_table, render, search_curve
+from upop.report.tables import latency_table
 from upop.runs.directory import RunDirectory
-from upop.runs.phases import PHASES, Recipe, dense_checkpoint
+from upop.runs.latency import device_name
+from upop.runs.measuring import time_models
+from upop.runs.phases import LATENCY, PHASES, Recipe, dense_checkpoint
 from upop.runs.timing import Speed, compare_speed
+from upop.search import Price
 from upop.structure import Plan, Site
 
 SUMMARY_FORMAT = 2
+BY = ("predicted", "measured")
 REPORT = "report.html"
 """Name of the page that :mod:`upop.runs.reporting` writes of a run."""
 
@@ -42,7 +48,9 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     sites = find_sites(dense, recipe.search.units)
     recipe.data.set_processor(processor)
     inputs = recipe.sample(dense)
-    cost = CostModel(sites, measure(dense, sites, inputs))
+    table = directory.phase("search") / LATENCY
+    times = LatencyTable.load(table) if table.is_file() else None
+    cost = CostModel(sites, measure(dense, sites, inputs), times)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed = compare_speed(
         {"dense": dense.to(device), "compressed": cut.to(device)},
@@ -50,6 +58,7 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         recipe.measure.batch_size,
         recipe.measure.seconds,
     )
+    latency = _latency(recipe, cost, plan, dense, cut) if times else None
     states = _states(directory, cost, plan, speed)
     allocation(directory.path / "allocation.png", sites, plan)
     budget = recipe.search.budget
@@ -63,6 +72,7 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         "recipe": {**names, "checkpoint": recipe.task.checkpoint, "seed": recipe.seed},
         "states": dict(states),
         "speed": {name: asdict(found) for name, found in speed.items()},
+        **({"latency": latency} if latency else {}),
         "removed": [asdict(share) for share in shares],
         "sites": _sites(sites, plan),
         "search": {"target": target, "facts": dict(plan.facts), "history": directory.facts("search")["history"]},
@@ -73,12 +83,42 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     write_json(directory.path / "summary.json", summary)
     found = speed["dense"]
     tables = [removed_table(shares), comparison(states)]
-    note = f"latency of a batch of {found.batch_size} on {found.device}, median of {found.rounds}, side by side"
-    write_text(directory.path / "summary.txt", "\n".join([*map(render, tables), note, ""]))
+    notes = [f"latency of a batch of {found.batch_size} on {found.device}, median of {found.rounds}, side by side"]
+    if latency:
+        tables.append(latency_table(shares, *((latency[by]["dense_ms"], latency[by]["compressed_ms"]) for by in BY)))
+        notes.append(_latency_note(latency))
+    if "alignment" in plan.facts:
+        notes.append(Price(**plan.facts["alignment"]).line())
+    write_text(directory.path / "summary.txt", "\n".join([*map(render, tables), *notes, ""]))
     out = console()
-    for part in (*tables, note, _file_table(_files(directory.path))):
+    for part in (*tables, *notes, _file_table(_files(directory.path))):
         out.print(part)
     return summary
+
+
+def _latency(recipe: Recipe, cost: CostModel, plan: Plan, dense: nn.Module, cut: nn.Module) -> dict[str, Any]:
+    """What the table foretold of the cut, and what the cut model takes; moves the models."""
+    assert cost.latency is not None
+    kind = cost.latency.setting.get("type")
+    device = torch.device("cuda" if kind == "cuda" and torch.cuda.is_available() else "cpu")
+    names = {"dense": dense, "compressed": cut}
+    seconds = time_models(names, recipe.sample(dense), recipe.search.latency, device)
+    predicted = {"dense": cost.whole("latency") / 1e9, "compressed": cost.remaining(plan.kept(), "latency") / 1e9}
+    found: dict[str, Any] = {"table": dict(cost.latency.setting), "device": device_name(device)}
+    for by, times in zip(BY, (predicted, seconds), strict=True):
+        found[by] = {f"{name}_ms": 1000 * times[name] for name in names}
+        found[by]["removed"] = 1 - times["compressed"] / times["dense"]
+    return found
+
+
+def _latency_note(latency: Mapping[str, Any]) -> str:
+    """How the latency budget was predicted and measured, in one line."""
+    table, device = latency["table"], latency["device"]
+    elsewhere = "" if device == table["device"] else f", the cut model measured on {device}"
+    return (
+        f"latency budget: a batch of {table['batch_size']} in {table['dtype']} on {table['device']}{elsewhere}, the "
+        "fastest of some passes"
+    )
 
 
 def _states(

@@ -13,9 +13,26 @@ Source: UPop, Shi et al., ICML 2023, https://arxiv.org/abs/2301.13741.
 
 from __future__ import annotations
 
+from upop.search.alignment import AUTO, Price, align, device_multiples, price, select_aligned
 from upop.search.allocation import priorities
-from upop.search.budget import Budget, check, select
+from upop.search.budget import Budget, check, check_settings, select
 from upop.search.policies import Policy, create, names
 from upop.search.schedules import fraction
 
-__all__ = ["Budget", "Policy", "check", "create", "fraction", "names", "priorities", "select"]
+__all__ = [
+    "AUTO",
+    "Budget",
+    "Policy",
+    "Price",
+    "align",
+    "check",
+    "check_settings",
+    "create",
+    "device_multiples",
+    "fraction",
+    "names",
+    "price",
+    "priorities",
+    "select",
+    "select_aligned",
+]

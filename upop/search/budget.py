@@ -24,7 +24,7 @@ from upop.search import bounds
 from upop.search.allocation import ALLOCATIONS, Allocation
 from upop.search.ranking import Limit, Ranking, Steps, nearest, refine, smallest_step
 from upop.search.reach import Part, check_reach, parts
-from upop.structure import CURRENCIES, KINDS, Currency, Kind, Modality, Site
+from upop.structure import KINDS, Currency, Kind, Modality, Site
 
 Scope = Literal["prunable", "model"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -53,7 +53,7 @@ class Budget:
     Attributes:
         removed: Fraction to remove, between 0 and 1 (exclusive), of ``of`` within ``scope``. May be left out with
             ``fractions``.
-        of: Currency: ``params`` or ``flops``.
+        of: Currency: ``params``, ``flops`` or ``latency``.
         scope: What ``removed`` is a fraction of: the ``prunable`` units, or the whole ``model``.
         multiple_of: The units kept at a site are a multiple of this, by kind (or all of them). Kinds left out: 1.
         floor: At least this fraction is removed. The key is a modality (a fraction of its prunable cost in ``of``) or a
@@ -91,7 +91,7 @@ class Budget:
 
     def _check_names(self) -> None:
         """Refuse names that do not exist, and settings that need another one."""
-        choices = {"of": (self.of, CURRENCIES), "scope": (self.scope, SCOPES)}
+        choices = {"of": (self.of, get_args(Currency)), "scope": (self.scope, SCOPES)}
         for what, (given, allowed) in {**choices, "allocation": (self.allocation, ALLOCATIONS)}.items():
             if given not in allowed:
                 raise ValueError(
@@ -160,15 +160,15 @@ def check(budget: Budget, sites: Sequence[Site], cost: Cost) -> None:
 
     Raises:
         ValueError: If a key selects nothing, a multiple is larger than a site, floor and ceiling contradict each other,
-            the fractions imply another total than ``removed``, the target is out of reach, or the units are too coarse.
+            the fractions imply another total than ``removed``, the target is out of reach, the units are too coarse, or
+            removing them saves nothing (which a measured cost may say).
     """
-    if not sites:
-        raise ValueError("there are no sites to cut; name the unit kinds to search, such as head_dim and neuron")
-    bounds.check_keys("floor", budget.floor, sites)
-    bounds.check_keys("ceiling", budget.ceiling, sites)
-    bounds.check_modalities("fractions", budget.fractions, sites)
-    bounds.check_multiples(budget.multiple_of, sites)
-    bounds.check_grids(sites, budget.floor, budget.ceiling, budget.multiple_of)
+    check_settings(budget, sites)
+    if cost.prunable(budget.of) <= 0:
+        raise ValueError(
+            f"removing units saves no {budget.of} here: choose another search.of, or, where it was measured, a larger "
+            "batch (search.latency.batch_size)"
+        )
     target, base = budget.target(cost), budget.base(cost)
     if budget.removed is not None and abs(budget.removed * base - target) > budget.tolerance * target:
         raise ValueError(
@@ -179,6 +179,26 @@ def check(budget: Budget, sites: Sequence[Site], cost: Cost) -> None:
         check_reach(budget, part, cost)
     even = {site.name: (torch.arange(site.units, dtype=torch.float64) + 0.5) / site.units for site in sites}
     select(even, sites, cost, budget)
+
+
+def check_settings(budget: Budget, sites: Sequence[Site]) -> None:
+    """The part of :func:`check` that needs no cost, which may have to be measured.
+
+    Args:
+        budget: The budget.
+        sites: Sites that the search may cut.
+
+    Raises:
+        ValueError: If a key selects nothing, a multiple is larger than a site, or floor and ceiling contradict each
+            other.
+    """
+    if not sites:
+        raise ValueError("there are no sites to cut; name the unit kinds to search, such as head_dim and neuron")
+    bounds.check_keys("floor", budget.floor, sites)
+    bounds.check_keys("ceiling", budget.ceiling, sites)
+    bounds.check_modalities("fractions", budget.fractions, sites)
+    bounds.check_multiples(budget.multiple_of, sites)
+    bounds.check_grids(sites, budget.floor, budget.ceiling, budget.multiple_of)
 
 
 def select(

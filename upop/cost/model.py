@@ -1,97 +1,19 @@
-"""Parameters and FLOPs of a model under a plan, in closed form: a budget needs no trial cutting.
+"""What a plan costs: parameters and FLOPs in closed form, and latency by a table of measured times.
 
-What cannot be cut is measured once on the dense model (torch's FlopCounterMode on the meta device); what can be cut
-follows from the sites and the number of tokens that pass through each layer. Biases, softmax and norms cost no FLOPs
-here, as in FlopCounterMode: one multiply-add counts as two.
-
-Cost is what a user deploys: momentum copies, queues, teachers and masks never count.
+What cannot be cut is measured once on the dense model; what can be cut follows from the sites and the number of tokens
+that pass through each layer. A budget needs no trial cutting.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
-
+from upop.cost.counting import Measured
+from upop.cost.latency import LatencyTable
 from upop.messages import closest
 from upop.structure import CURRENCIES, Attention, Currency, Cut, Kind, Layer, Modality, Side, Site
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a forward pass of one sample showed.
-
-    Attributes:
-        params: Parameters of the model, tied ones once.
-        flops: FLOPs of one sample.
-        tokens: Tokens of one sample by stream, those of all its sequences together.
-        sequences: Sequences that these tokens come in, by stream; 1 where it is not named. Two images in a sample are
-            two sequences: tokens of one do not attend to the other's.
-    """
-
-    params: int
-    flops: int
-    tokens: Mapping[str, int]
-    sequences: Mapping[str, int] = field(default_factory=dict)
-
-
-class _Unpadded(TorchDispatchMode):
-    """Answers yes where a model asks whether a mask is all ones, which a mask on the meta device cannot know.
-
-    BLIP asks this of the mask over its images. Samples have no padding, so the answer is right.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        if func is torch.ops.aten.all.default and args[0].device.type == "meta":
-            return torch.tensor(True)
-        return func(*args, **(kwargs or {}))
-
-
-def measure(model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Tensor]) -> Measured:
-    """Count the parameters and FLOPs of ``model`` and the tokens of each stream, on the meta device.
-
-    Nothing is computed and no weight is copied. Masks may be attached; they do not count.
-
-    Args:
-        model: Dense or cut model.
-        sites: Its sites; may be empty, then no tokens are counted.
-        inputs: One sample, keyword arguments of the model's forward pass, of any device.
-    """
-    tokens: dict[str, int] = {}
-    sequences: dict[str, int] = {}
-
-    def note(stream: str) -> object:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            count, *shape = arguments[0].shape
-            sequences[stream] = sequences.get(stream, 0) + count
-            tokens[stream] = tokens.get(stream, 0) + count * math.prod(shape[:-1])
-
-        return hook
-
-    streams = {cut.layer.tokens: cut.layer.name for site in sites for cut in site.cuts}
-    hooks = [model.get_submodule(name).register_forward_pre_hook(note(stream)) for stream, name in streams.items()]  # type: ignore[arg-type]
-    named = [*model.named_parameters(), *model.named_buffers()]
-    meta = {name: tensor.detach().to("meta") for name, tensor in named}
-    training = [module for module in model.modules() if module.training]  # a frozen tower may be in evaluation mode
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter, _Unpadded(), torch.no_grad():
-            functional_call(model, meta, kwargs={name: value.to("meta") for name, value in inputs.items()})
-    finally:
-        for module in training:
-            module.training = True
-        for hook in hooks:
-            hook.remove()
-    params = sum(parameter.numel() for parameter in model.parameters())
-    several = {stream: count for stream, count in sequences.items() if count != 1}
-    return Measured(params, counter.get_total_flops(), tokens, several)
 
 
 @dataclass(frozen=True)
@@ -108,6 +30,8 @@ class Share:
         params_removed: Parameters that the plan removes.
         flops: Prunable FLOPs of the dense sites, per sample.
         flops_removed: FLOPs that the plan removes, per sample.
+        latency: Prunable nanoseconds of the dense sites, per forward pass of the batch; ``None`` where not measured.
+        latency_removed: Nanoseconds that the plan removes.
     """
 
     modality: Modality
@@ -119,6 +43,8 @@ class Share:
     params_removed: int
     flops: int
     flops_removed: int
+    latency: int | None = None
+    latency_removed: int | None = None
 
 
 class CostModel:
@@ -126,15 +52,21 @@ class CostModel:
 
     Args:
         sites: All sites that a plan may name.
-        measured: What :func:`measure` found on the dense model.
+        measured: What :func:`~upop.cost.counting.measure` found on the dense model.
+        latency: Measured times of the model; without them, latency is no currency.
 
     Raises:
-        ValueError: If two sites see one side of a layer in different shapes, or a stream has no token count.
+        ValueError: If two sites see one side of a layer in different shapes, a stream has no token count, or the times
+            are those of another model.
     """
 
-    def __init__(self, sites: Sequence[Site], measured: Measured) -> None:
+    def __init__(self, sites: Sequence[Site], measured: Measured, latency: LatencyTable | None = None) -> None:
+        if latency is not None:
+            latency.check(sites)
         self.sites = tuple(sites)
         self.measured = measured
+        self.latency = latency
+        self._blocks = {site.block: site.modality for site in sites}
         self._cuts: dict[tuple[str, Side], list[tuple[str, Cut]]] = {}
         self._layers: dict[str, tuple[Layer, Modality]] = {}
         self._attention: dict[str, tuple[Attention, Modality, dict[Kind, str]]] = {}
@@ -152,9 +84,24 @@ class CostModel:
                 entry[2][site.kind] = site.name
         self._nothing = {site.name: 0 for site in sites}
 
+    @property
+    def currencies(self) -> tuple[Currency, ...]:
+        """What costs can be asked in."""
+        return CURRENCIES if self.latency is None else (*CURRENCIES, "latency")
+
+    def with_latency(self, latency: LatencyTable | None) -> CostModel:
+        """The same with these measured times.
+
+        Raises:
+            ValueError: If they are those of another model.
+        """
+        return CostModel(self.sites, self.measured, latency)
+
     def whole(self, currency: Currency) -> int:
         """Cost of the whole dense model."""
-        _known(currency)
+        self._check(currency)
+        if currency == "latency":
+            return self._table.whole
         return self.measured.params if currency == "params" else self.measured.flops
 
     def prunable(self, currency: Currency, modality: str | None = None) -> int:
@@ -166,10 +113,10 @@ class CostModel:
 
         Args:
             kept: Units kept by site name; a site that is not named stays whole.
-            currency: ``params`` or ``flops`` (per sample).
+            currency: ``params``, ``flops`` (per sample) or ``latency`` (nanoseconds of a forward pass of the batch).
             modality: Count this tower only.
         """
-        _known(currency)
+        self._check(currency)
         return self._cost({}, currency, modality) - self._cost(kept, currency, modality)
 
     def remaining(self, kept: Mapping[str, int], currency: Currency) -> int:
@@ -190,7 +137,7 @@ class CostModel:
         return [self._share(modality, kind, sites, kept) for (modality, kind), sites in groups.items()]
 
     def _share(self, modality: Modality, kind: str, sites: Sequence[Site], kept: Mapping[str, int]) -> Share:
-        part = CostModel(sites, self.measured)
+        part = CostModel(sites, self.measured, self.latency)
         return Share(
             modality,
             kind,
@@ -201,10 +148,15 @@ class CostModel:
             part.removed(kept, "params"),
             part.prunable("flops"),
             part.removed(kept, "flops"),
+            part.prunable("latency") if self.latency else None,
+            part.removed(kept, "latency") if self.latency else None,
         )
 
     def _cost(self, kept: Mapping[str, int], currency: Currency, modality: str | None) -> int:
         """Cost of the layers (and attentions) that sites cut, whole rows and columns that nobody owns included."""
+        if currency == "latency":
+            blocks = [block for block, tower in self._blocks.items() if modality is None or tower == modality]
+            return sum(self._table.time(block, kept) for block in blocks)
         total = 0
         for layer, tower in self._layers.values():
             if modality is None or tower == modality:
@@ -237,7 +189,19 @@ class CostModel:
         keys = self.measured.tokens[attention.keys] // self.measured.sequences.get(attention.keys, 1)
         return 4 * self.measured.tokens[attention.queries] * keys * heads * head_dim
 
+    @property
+    def _table(self) -> LatencyTable:
+        if self.latency is None:
+            raise ValueError(
+                "the latency of this model was not measured; set search.of to 'latency', which measures it, or ask for "
+                f"one of {sorted(self.currencies)}"
+            )
+        return self.latency
 
-def _known(currency: str, known: Iterable[str] = CURRENCIES) -> None:
-    if currency not in known:
-        raise ValueError(f"unknown currency {currency!r}; known: {sorted(known)}{closest(currency, known)}")
+    def _check(self, currency: str) -> None:
+        """Refuse a currency that does not exist, or that was not measured."""
+        if currency == "latency":
+            _ = self._table
+        elif currency not in CURRENCIES:
+            known = sorted(self.currencies)
+            raise ValueError(f"unknown currency {currency!r}; known: {known}{closest(currency, known)}")
