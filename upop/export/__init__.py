@@ -2,5 +2,6 @@
 
 from upop.export.directory import load, save
 from upop.export.importing import import_checkpoint
+from upop.export.portable import Exported, export_portable, write_portable
 
-__all__ = ["import_checkpoint", "load", "save"]
+__all__ = ["Exported", "export_portable", "import_checkpoint", "load", "save", "write_portable"]

@@ -177,7 +177,7 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Images ``(B, 3, S, S)`` to states ``(B, N, V)``."""
         patches = self.patch_embed(pixel_values)
-        states = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        states = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         for block in self.blocks:
             states = block(states)
         output: Tensor = self.norm(states)
