@@ -129,6 +129,12 @@ def test_check_messages(keep, text):
         Plan.of(keep, SITES)
 
 
+def test_a_plan_for_other_sizes_is_refused():
+    plan = Plan.of({NAME: [0]}, SITES)
+    with pytest.raises(ValueError, match=rf"plan was made for 9 units at site '{NAME}', which has 4"):
+        Plan(plan.keep, {NAME: 9}, plan.model).check(SITES)
+
+
 def test_plan_of_another_model_is_refused():
     plan = Plan.of({NAME: [0]}, SITES)
     with pytest.raises(
@@ -147,6 +153,8 @@ def test_plan_of_another_model_is_refused():
         ({"keep": {NAME: [True]}}, "are not a list of whole numbers"),
         ({"keep": [1, 2]}, "'facts', 'units' and 'keep' of a plan are mappings"),
         ({"facts": "none"}, "'facts', 'units' and 'keep' of a plan are mappings"),
+        ({"units": {}}, rf"'units' of a plan has no whole number for site '{NAME}'"),
+        ({"units": {NAME: "4"}}, rf"'units' of a plan has no whole number for site '{NAME}'"),
     ],
 )
 def test_broken_plans_are_refused(tmp_path, change, text):
@@ -166,6 +174,7 @@ def test_what_is_no_plan_at_all(tmp_path):
         Plan.load(tmp_path)
     for content, text in [
         ("half of a {", "is not a plan that this version reads: Expecting value"),
+        ("[" * 100_000, "is not a plan that this version reads: maximum recursion depth"),
         ("[1, 2]", "plan format 'list'; this version reads format 1"),
         ("{}", "plan format None"),
         ('{"format": 1}', r"plan lacks \['model', 'facts', 'units', 'keep'\]; was it written by `upop search`"),

@@ -11,7 +11,7 @@ from tests.data.pictures import flickr8k, processor
 from tests.data.question_files import image
 from upop.data import CocoCaptions, Flickr8kCaptions
 from upop.data.captioning import Reference
-from upop.data.images import load_image
+from upop.data.decoding import load_image
 from upop.data.transforms import evaluation_pixels
 
 SHARED = Path("../shared/data")

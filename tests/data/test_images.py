@@ -1,7 +1,7 @@
 """Images are found where they are, counted where they are not, and never replaced by black ones."""
 
-import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from upop.data.images import (
     Listing,
     check_cache,
     decoded_bytes,
-    load_image,
     locate,
     locate_paths,
     search_paths,
@@ -30,34 +29,6 @@ def picture(path, size=(8, 6), mode="RGB", colour=90):
 
 def splits(*images):
     return {"train": [Record(image, ("a",), image) for image in images], "val": [], "test": []}
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    image = load_image(picture(tmp_path / "a.png", mode=mode))
-    assert (image.mode, image.size) == ("RGB", (8, 6))
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", "half"])
-def test_a_broken_image_is_named(tmp_path, content):
-    if content == "half":
-        memory = io.BytesIO()
-        Image.effect_noise((64, 64), 60).save(memory, "JPEG")
-        content = memory.getvalue()[: len(memory.getvalue()) // 2]
-    (tmp_path / "b.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match=r"image '.*b\.jpg' cannot be decoded: .*download it again"):
-        load_image(tmp_path / "b.jpg")
-    with pytest.raises(FileNotFoundError, match=r"no image at '.*c\.jpg'"):
-        load_image(tmp_path / "c.jpg")
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [40, 20])  # Pillow itself warns below twice the limit and raises above it
-def test_absurd_sizes_are_refused(tmp_path, monkeypatch, limit):
-    path = picture(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=r"a\.png' (claims 8 x 6 pixels; more than 40 are refused|is refused)"):
-        load_image(path)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +84,37 @@ def test_each_directory_is_listed_once(tmp_path, monkeypatch):
     assert "images/b.jpg" not in listing
     assert "nowhere/b.jpg" not in listing
     assert len(calls) == 2
+
+
+def test_folders_may_be_links_and_files_may_not_lead_elsewhere(tmp_path):
+    disk, root = tmp_path / "disk", tmp_path / "data" / "coco"
+    picture(disk / "train2014" / "a.jpg")
+    picture(tmp_path / "secret.jpg")
+    root.parent.mkdir()
+    root.symlink_to(disk)  # the data set is on another disk
+    (tmp_path / "val2014").mkdir()
+    (disk / "val2014").symlink_to(tmp_path / "val2014")  # and a part of it on a third
+    picture(tmp_path / "val2014" / "b.jpg")
+    (tmp_path / "val2014" / "c.jpg").symlink_to("b.jpg")
+    (disk / "d.jpg").symlink_to("train2014/a.jpg")
+    inside = ["train2014/a.jpg", "val2014/b.jpg", "val2014/c.jpg", "d.jpg"]
+    assert locate_paths(inside, root, ("",)) == inside
+    (disk / "e.jpg").symlink_to("../secret.jpg")
+    secret = re.escape(f"'{tmp_path / 'secret.jpg'}'")
+    text = (
+        rf"image 'images/e\.jpg' of the annotations is '.*coco/e\.jpg', a link that leaves the image root for {secret};"
+    )
+    with pytest.raises(ValueError, match=text):
+        locate_paths([*(name.rpartition("/")[2] for name in inside), "images/e.jpg"], root, ("", "train2014"))
+    (disk / "f.jpg").symlink_to("f.jpg")  # leads nowhere; found, and told when it is decoded
+    assert locate_paths(["f.jpg"], root, ("",)) == ["f.jpg"]
+    with pytest.raises(ValueError, match=r"image '.*f\.jpg' cannot be decoded: .*symbolic links"):
+        verify(["f.jpg"], root)
+
+
+def test_names_that_no_disk_takes_are_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="2 of 2 images are missing"):
+        locate_paths(["a" * 300 + "/b.jpg", "b" * 300], tmp_path, ("",))
 
 
 def test_verify_names_what_is_broken(tmp_path):

@@ -69,13 +69,39 @@ def test_fields_are_of_their_type():
         whole(entry, "t", "here")
     with pytest.raises(ValueError, match="here is a list; expected an object with 'a'"):
         text([], "a", "here")
+    with pytest.raises(ValueError, match=r"here: 'a' has half a character, '\\ud800', at place 2; mend it or remove"):
+        text({"a": "\u00e4b\ud800"}, "a", "here")
+    assert text({"a": "\U0001f600"}, "a", "here") == "\U0001f600"
+    assert whole({"n": -(2**63)}, "n", "here") == -(2**63)
+    with pytest.raises(ValueError, match="here: 'n' has 401 digits; expected a whole number of 64 bits"):
+        whole({"n": 10**400}, "n", "here")
+
+
+def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("upop.data.json_files.LARGEST", 1024)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 10_000 + b"]"))
+    with pytest.raises(ValueError, match=r"a\.json\.gz' unpacks to more than .* GiB; unpack it if you trust it"):
+        read_json(tmp_path / "a.json.gz")
 
 
 def test_paths_stay_inside():
     assert inside("a\\b/c.jpg", "here") == "a/b/c.jpg"
-    for path in ("../a.jpg", "/a.jpg", "C:/a.jpg", "", "a/../../b.jpg"):
+    for path in (
+        "../a.jpg",
+        "/a.jpg",
+        "C:/a.jpg",
+        "",
+        "a/../../b.jpg",
+        "..\\a.jpg",
+        "\\\\host\\a.jpg",
+        "a\0.jpg",
+        ".",
+        "/",
+    ):
         with pytest.raises(ValueError, match="here: image path .* leaves the image root"):
             inside(path, "here")
+    with pytest.raises(ValueError, match="here: 'image' has half a character"):
+        inside("\udcff.jpg", "here")
 
 
 def test_values_are_called_by_their_kind():

@@ -10,7 +10,7 @@ from tests.data.loading import epoch, same
 from tests.data.pictures import processor
 from tests.data.statement_pictures import nlvr2
 from upop.data import Nlvr2
-from upop.data.images import load_image
+from upop.data.decoding import load_image
 from upop.data.transforms import evaluation_pixels
 
 

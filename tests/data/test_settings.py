@@ -10,6 +10,11 @@ def test_what_is_in_range_passes():
     one_of(("b", "a"), first="a", second="b")
 
 
+def test_what_is_no_number_is_named():
+    with pytest.raises(TypeError, match="batch_size is None; set it to a whole number of 1 or more"):
+        at_least(1, batch_size=None)
+
+
 def test_each_setting_is_looked_at():
     with pytest.raises(ValueError, match="folds is 0; set it to 1 or more"):
         at_least(1, batch_size=1, folds=0)

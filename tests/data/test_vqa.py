@@ -9,7 +9,7 @@ from tests.data.loading import epoch, same
 from tests.data.pictures import processor
 from tests.data.question_files import vqa_v2
 from upop.data import VqaV2
-from upop.data.images import load_image
+from upop.data.decoding import load_image
 from upop.data.texts import clean_question
 from upop.data.transforms import evaluation_pixels
 

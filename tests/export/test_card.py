@@ -1,7 +1,11 @@
+import dataclasses
 import json
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from tests import tiny
 from tests.export import samples
@@ -59,6 +63,52 @@ def test_metrics_as_far_as_they_are_known():
     assert rows(only, "Quality")[2:] == [["mean", "-", "12.35"], ["note", "-", "x"]]
     both = card(facts={"metrics": {"mean": 12.345}, "dense_metrics": {"mean": 1234.5, "other": 1}}).text()
     assert rows(both, "Quality")[2:] == [["mean", "1,234.50", "12.35"], ["other", "1.00", "-"]]
+
+
+HOSTILE = (
+    "<script>alert(1)</script>", "a|b", "a\nb", "a\n\n# b", "| --- |\n", "`", "``` a", "[x](http://evil)", "*a* _b_",
+    "&lt;", "\\", "a\\|b", '"', "\x00\x1b\ud800\u2028", "---", "~~a~~", "<!--", "![x](y)", "bleu_4", "",
+)  # fmt: skip
+
+
+def told(text):
+    """What a reader of Markdown sees: kinds of blocks, words of each, pieces of code, kinds of everything."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(text.split("---\n", 2)[2])
+    inline = [token.children for token in tokens if token.type == "inline"]
+    words = ["".join(child.content for child in children) for children in inline]
+    codes = [child.content for children in inline for child in children if child.type == "code_inline"]
+    return [token.type for token in tokens], words, codes, {child.type for children in inline for child in children}
+
+
+@pytest.fixture(scope="module")
+def harmless():
+    return card(facts={"metrics": {"name": 1.0, "note": "x"}, "source": "harmless"})
+
+
+def check_letters(harmless, name):
+    """Whatever names say, the card has the same blocks, and a reader sees the names."""
+    facts = {"metrics": {f"m{name}": 1.0, "note": f"x{name}"}, "source": f"s{name.replace('/', '')}"}
+    blocks, words, codes, kinds = told(dataclasses.replace(harmless, facts=facts).text())
+    expected, *_, known = told(harmless.text())
+    assert blocks == expected
+    assert kinds - {"text_special"} == known
+    seen = [
+        "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(f"{first}{name}".split()))
+        for first in "mx"
+    ]
+    assert words[-11:-5] == [seen[0], "-", "1.00", "note", "-", seen[1]]
+    assert codes[1] == seen[0].replace("/", "").replace("m", "s", 1)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_letters(harmless, name):
+    check_letters(harmless, name)
+
+
+@settings(max_examples=60, derandomize=True)
+@given(st.text(max_size=20))
+def test_all_names_are_letters(harmless, name):
+    check_letters(harmless, name)
 
 
 def metadata(text):

@@ -31,9 +31,15 @@ def test_ranges_hold_every_number(units):
     assert "," not in text or max(units) - min(units) >= len(units)  # neighbours are joined
 
 
-@pytest.mark.parametrize("text", ["", "-", "1-", "a", "1,,2", "1 2", "-1", "1-2-3", 7, None, [1]])
+@pytest.mark.parametrize("text", ["", "-", "1-", "a", "1,,2", "1 2", "-1", "1-2-3", "1" * 5000, "\u0661", 7, None, [1]])
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="is no list of numbers and ranges; expected one such as '0-3,7'"):
+        numbers(text)
+
+
+@pytest.mark.parametrize("text", ["3,1", "0-3,3", "5-3", "1,1", "0-999999999", "0-99999999,0-99999999"])
+def test_short_texts_do_not_fill_the_memory(text):
+    with pytest.raises(ValueError, match=f"'{text}' is not ascending, or goes on to 1048576 and more"):
         numbers(text)
 
 
@@ -63,6 +69,15 @@ def test_dense_and_foreign_places_have_no_plan(tmp_path):
         (lambda it: it.update(format=1), r"config\.json' has compression format 1; this version reads format 2"),
         (lambda it: it.pop("format"), "has compression format None; this version reads format 2"),
         (lambda it: it.pop("units"), r"compression in '.*' lacks \['units'\]; is it complete"),
+        (
+            lambda it: it.update(kinds=7),
+            r"'kinds' of the compression in '.*config\.json' is 7; expected some of",
+        ),
+        (
+            lambda it: it.update(search=[1]),
+            r"compression in '.*json': 'facts', 'units' and 'keep' of a plan",
+        ),
+        (lambda it: it["units"].pop(SITE), f"'units' of a plan has no whole number for site '{SITE}'"),
         (lambda it: it.update(keep=[]), "'units' and 'keep' of the compression in '.*' are mappings from site names"),
         (lambda it: it["keep"].update({SITE: "1;2"}), f"units kept at site '{SITE}' in '.*': '1;2' is no list"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def test_compressed_directory(checkpoint: Path, tmp_path: Path, capsys: pytest.C
 def test_heads_alone(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect(str(checkpoint), ["head"])
     assert "head" in capsys.readouterr().out
+
+
+def test_a_directory_whose_name_looks_like_markup(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = shutil.copytree(checkpoint, tmp_path / "[bold]clip[" / "x]")
+    inspect(str(odd))
+    assert "[bold]clip[/x]" in "".join(capsys.readouterr().out.splitlines())

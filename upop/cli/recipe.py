@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from upop.runs import Recipe
 
+SECTIONS = ("model", "data", "finetune", "search", "retrain", "distill", "measure", "trainer")
+
 
 def build_parser(verb: str = "fit", description: str = "") -> LightningArgumentParser:
     """The parser of a recipe: every signature is an option, every docstring its help."""
@@ -51,9 +53,17 @@ def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespac
         ValueError: In one line, with the closest valid key where a key is unknown.
     """
     try:
-        return parser.parse_args(list(arguments))
+        config = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(explain(parser, str(error))) from error
+    except UnicodeError as error:
+        raise ValueError(f"the recipe is no UTF-8 text: {error}; save it as UTF-8") from error
+    except (ArithmeticError, AttributeError, LookupError) as error:  # what jsonargparse makes of odd values
+        raise ValueError(f"the recipe holds a value that cannot be used: {error}") from error
+    for section in SECTIONS:
+        if not hasattr(config[section], "keys"):
+            raise ValueError(f"{section} is {config[section]!r}; expected settings, as `upop fit --help` lists them")
+    return config
 
 
 def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:

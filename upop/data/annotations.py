@@ -100,7 +100,7 @@ def read_karpathy(path: str | Path) -> Splits:
         if not isinstance(sentences, list):
             raise ValueError(f"{where}: 'sentences' is {kind(sentences)}; expected a list of objects with 'raw'")
         captions = tuple(text(sentence, "raw", f"{where}, its sentence {n}") for n, sentence in enumerate(sentences))
-        folder = entry.get("filepath") or ""
+        folder = text(entry, "filepath", where) if entry.get("filepath") else ""
         image = inside(f"{folder}/{name}" if folder else name, where)
         given = next((entry[key] for key in ("cocoid", "imgid") if key in entry), None)
         found_splits[KARPATHY_SPLITS[split]].append(Record(image, captions, _id(given, image)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from upop.data.json_files import contents, kind, read_json
+from upop.data.json_files import contents, kind, legal, read_json
 from upop.data.vqa_records import Questions
 from upop.messages import some
 
@@ -36,6 +36,7 @@ def read_answer_list(path: Path) -> list[str]:
         if not isinstance(answer, str) or not answer.strip():
             told = repr(answer) if isinstance(answer, str) else kind(answer)
             raise ValueError(f"{str(path)!r}, entry {number} is {told}; expected an answer")
+        legal(answer, "answer", f"{str(path)!r}, entry {number}")
     found = list(dict.fromkeys(data))
     if len(found) < len(data):
         twice = [answer for answer, times in Counter(data).items() if times > 1]

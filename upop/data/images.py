@@ -1,14 +1,16 @@
 """Find, check and load the images of a data set.
 
 All images are looked for by listing each directory once, not by asking the disk about each file, so that a hundred
-thousand of them are checked in a second. A picture that cannot be decoded is named; it never becomes a black one.
+thousand of them are checked in a second. Nothing that annotations say leads elsewhere: names go nowhere but below the
+image root (:func:`~upop.data.json_files.inside`), and an image that is a link to another place is refused. Folders may
+be links, for they are the user's own layout: a data set on another disk stays usable.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -18,47 +20,11 @@ from PIL import Image
 from rich.progress import track
 
 from upop.data.annotations import Splits
+from upop.data.decoding import load_image, opened
 
 CACHE_LIMIT = 8 * 2**30
 """Bytes that decoded images may take in memory."""
 _SAMPLED = 64
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """Decode an image to RGB.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
-    """
-    with _opened(path) as image:
-        return image.convert("RGB")
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image with its header read; what goes wrong with it is said with its path."""
-    try:
-        with Image.open(path) as image:
-            _check_size(image, path)
-            yield image
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image at {str(path)!r}") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image {str(path)!r} is refused: {error}") from error
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises on broken files
-        raise ValueError(
-            f"image {str(path)!r} cannot be decoded: {error}; download it again or drop its entry"
-        ) from error
-
-
-def _check_size(image: Image.Image, path: str | Path) -> None:
-    width, height = image.size
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"image {str(path)!r} claims {width} x {height} pixels; more than {Image.MAX_IMAGE_PIXELS} are refused. "
-            "Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        )
 
 
 class Listing:
@@ -66,20 +32,41 @@ class Listing:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, dict[str, bool]] = {}
+        """Per folder, what is in it, and whether it is a link."""
+        self._real: dict[str, Path] = {}
+        """Where folders are once all links are followed."""
 
     def __contains__(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
+        return name in self._entries(folder)
+
+    def strays(self, path: str) -> Path | None:
+        """Where a link leads that is neither below the root nor below its own folder; ``None`` for all else."""
+        folder, _, name = path.rpartition("/")
+        if not self._entries(folder).get(name):
+            return None
+        found = Path(os.path.realpath(self.root / path))
+        return None if any(found.is_relative_to(self._home(home)) for home in ("", folder)) else found
+
+    def _home(self, folder: str) -> Path:
+        if folder not in self._real:
+            self._real[folder] = Path(os.path.realpath(self.root / folder))
+        return self._real[folder]
+
+    def _entries(self, folder: str) -> dict[str, bool]:
         if folder not in self._names:
             self._names[folder] = self._list(folder)
-        return name in self._names[folder]
+        return self._names[folder]
 
-    def _list(self, folder: str) -> frozenset[str]:
+    def _list(self, folder: str) -> dict[str, bool]:
         try:
             with os.scandir(self.root / folder) as entries:
-                return frozenset(entry.name for entry in entries)
-        except (FileNotFoundError, NotADirectoryError):
-            return frozenset()
+                return {entry.name: entry.is_symlink() for entry in entries}
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+                return {}
+            raise
 
 
 def locate(splits: Splits, root: str | Path, folders: Sequence[str]) -> Splits:
@@ -107,6 +94,7 @@ def locate_paths(images: Sequence[str], root: str | Path, folders: Sequence[str]
 
     Raises:
         FileNotFoundError: If the root is no directory, or an image is missing.
+        ValueError: If an image is a link to a file elsewhere.
     """
     paths, missing = search_paths(images, root, folders, mixed)
     refuse_missing(paths, missing, root, folders)
@@ -123,6 +111,8 @@ def search_paths(
 
     Raises:
         FileNotFoundError: If the root is no directory.
+        ValueError: If an image is a link to a file that is neither below the root nor below the image's own folder.
+            The folders themselves may be links: they are the user's, while the name comes from the annotations.
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(
@@ -136,7 +126,18 @@ def search_paths(
     if mixed:
         ways = zip(best, *layouts, strict=True)  # per image: the best path, and every other
         best = [next((path for path in paths if path in listing), paths[0]) for paths in ways]
+    _refuse_strays(images, best, listing)
     return best, [path for path in best if path not in listing]
+
+
+def _refuse_strays(images: Sequence[str], paths: Sequence[str], listing: Listing) -> None:
+    for image, path in zip(images, paths, strict=True):
+        elsewhere = listing.strays(path)
+        if elsewhere is not None:
+            raise ValueError(
+                f"image {image!r} of the annotations is {str(listing.root / path)!r}, a link that leaves the image "
+                f"root for {str(elsewhere)!r}; copy the file there, or link its whole folder"
+            )
 
 
 def refuse_missing(paths: Sequence[str], missing: Sequence[str], root: str | Path, folders: Sequence[str]) -> None:
@@ -176,7 +177,7 @@ def decoded_bytes(paths: Sequence[str], root: str | Path) -> int:
     sampled = paths[:: max(1, len(paths) // _SAMPLED)]
     sizes = []
     for path in sampled:
-        with _opened(Path(root) / path) as image:
+        with opened(Path(root) / path) as image:
             sizes.append(image.size[0] * image.size[1] * 3)
     return sum(sizes) * len(paths) // len(sizes)
 

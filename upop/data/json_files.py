@@ -1,4 +1,8 @@
-"""Read JSON that people downloaded, and say precisely where it is not what it should be."""
+"""Read JSON that people downloaded, and say precisely where it is not what it should be.
+
+Whatever comes out of here can be used without a further look: paths stay below the image root, texts can be written
+and tokenised, whole numbers fit into columns.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,11 @@ from typing import Any
 from upop.messages import some
 
 Hook = Callable[[dict[str, Any]], Any]
+
+LARGEST = 4 * 2**30
+"""Bytes that a gzipped file may unpack to, ten times VQA v2's largest: a few kilobytes could claim the whole memory."""
+WHOLE = range(-(2**63), 2**63)
+"""Whole numbers that 64 bits hold."""
 
 
 def read_json(path: Path, hook: Hook | None = None) -> Any:  # noqa: ANN401 (anything that JSON can hold)
@@ -80,27 +89,50 @@ def text(entry: Any, key: str, where: str) -> str:  # noqa: ANN401 (anything tha
     """The text under a key of an object.
 
     Raises:
-        ValueError: If there is none; the message says what is there instead.
+        ValueError: If there is none, or one with half a character; the message says what is there instead.
     """
-    return _value(entry, key, where, str, "text")
+    return legal(_value(entry, key, where, str, "text"), key, where)
+
+
+def legal(given: str, key: str, where: str) -> str:
+    """The text, refused where no file and no tokeniser could take it.
+
+    Raises:
+        ValueError: If it has half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+    """
+    if not given.isascii():
+        try:
+            given.encode()
+        except UnicodeEncodeError as error:
+            half = given[error.start]
+            raise ValueError(
+                f"{where}: {key!r} has half a character, {half!r}, at place {error.start}; mend it or remove the entry"
+            ) from error
+    return given
 
 
 def whole(entry: Any, key: str, where: str) -> int:  # noqa: ANN401 (anything that JSON can hold)
     """The whole number under a key of an object.
 
     Raises:
-        ValueError: If there is none; the message says what is there instead.
+        ValueError: If there is none, or one that 64 bits cannot hold; the message says what is there instead.
     """
-    return _value(entry, key, where, int, "a whole number")
+    found: int = _value(entry, key, where, int, "a whole number")
+    if found not in WHOLE:
+        raise ValueError(f"{where}: {key!r} has {len(str(abs(found)))} digits; expected a whole number of 64 bits")
+    return found
 
 
 def inside(image: str, where: str) -> str:
     """The path with forward slashes, refused where it could leave the image root.
 
+    This is about the name alone; what it leads to is looked at when the image is looked for
+    (:func:`~upop.data.images.search_paths`).
+
     Raises:
         ValueError: If it is absolute, empty or has a ``..``.
     """
-    path = PurePosixPath(image.replace("\\", "/"))
+    path = PurePosixPath(legal(image, "image", where).replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in image or ":" in path.parts[0]:
         raise ValueError(f"{where}: image path {image!r} leaves the image root; expected a relative path without '..'")
     return str(path)
@@ -135,7 +167,15 @@ def _content(path: Path) -> bytes:
     if not path.is_file():
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no file {path.name!r} in {str(path.parent)!r}; it has {some(there)}")
+    if path.suffix != ".gz":
+        return path.read_bytes()
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) as file:
+            content = file.read(LARGEST + 1)
+    except PermissionError:
+        raise
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}; download it again") from error
+    if len(content) > LARGEST:
+        raise ValueError(f"{str(path)!r} unpacks to more than {LARGEST / 2**30:g} GiB; unpack it if you trust it")
+    return content

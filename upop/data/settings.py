@@ -9,6 +9,7 @@ def at_least(low: int, **values: int) -> None:
     """Refuse numbers that are too small, naming the setting.
 
     Raises:
+        TypeError: If one of them is no whole number; ``null`` in a recipe gets this far.
         ValueError: If one of them is below ``low``.
 
     >>> at_least(1, batch_size=0)
@@ -16,6 +17,8 @@ def at_least(low: int, **values: int) -> None:
     ValueError: batch_size is 0; set it to 1 or more
     """
     for name, value in values.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}; set it to a whole number of {low} or more")
         if value < low:
             raise ValueError(f"{name} is {value!r}; set it to {low} or more")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from upop.data.json_files import contents, inside, kind, read_blip_list, read_json, text, whole
+from upop.data.json_files import contents, inside, kind, legal, read_blip_list, read_json, text, whole
 from upop.data.vqa_records import Question, Questions, gathered
 
 VISUAL_GENOME_MASS = 0.2
@@ -162,7 +162,9 @@ def _answers(given: Any, key: str, where: str) -> tuple[str, ...]:  # noqa: ANN4
         raise ValueError(f"{where}: {key!r} is {kind(given)}; expected a list of answers")
     if not given:
         raise ValueError(f"{where} has no answers: {key!r} is empty; remove the entry or fill it in")
-    return tuple([answer if isinstance(answer, str) else text(answer, "answer", where) for answer in given])
+    answers = tuple([answer if isinstance(answer, str) else text(answer, "answer", where) for answer in given])
+    legal("".join(answers), key, where)
+    return answers
 
 
 def _check_match(asked: dict[int, Any], noted: dict[int, Any], questions: Path, annotations: Path) -> None:

@@ -1,6 +1,8 @@
 """The model card: what a reader of the directory is told, written from facts alone. The same facts give the same card.
 
 The licence is the user's to choose, since it follows from the licence of the dense model and the data.
+
+Names that come from elsewhere (of the source, of metrics) are escaped: they neither end a table nor become HTML.
 """
 
 from __future__ import annotations
@@ -66,11 +68,12 @@ class Card:
         source = str(self.facts.get("source", ""))
         named = source if _is_hub_name(source) else Path(source).name
         params, left = self.cost.whole("params"), self.cost.remaining(self.plan.kept(), "params")
-        dense = f" `{named}`" if named else ""
+        dense = f" {_code(named)}" if named else ""
         units = [UNITS[kind] for kind in self.plan.kinds()]
         return (
-            f"# {self.name}, compressed\n\nA `{self.name}` with {left:,} parameters, {left / params:.1%} of the "
-            f"{params:,} of the dense model{dense}. [upop](https://arxiv.org/abs/2301.13741) removed "
+            f"# {_escaped(self.name)}, compressed\n\nA {_code(self.name)} with {left:,} parameters, "
+            f"{left / params:.1%} of the {params:,} of the dense model{dense}. "
+            "[upop](https://arxiv.org/abs/2301.13741) removed "
             f"{_listed(units)} from its layers. Nothing is sparse or masked: it runs wherever the dense model does."
         )
 
@@ -97,13 +100,13 @@ class Card:
         names = list(dict.fromkeys([*dense, *compressed]))
         if not names:
             return ""
-        rows = [(name, _number(dense.get(name)), _number(compressed.get(name))) for name in names]
+        rows = [(_escaped(str(name)), _number(dense.get(name)), _number(compressed.get(name))) for name in names]
         return "## Quality\n\n" + _table(("", "dense", "compressed"), rows)
 
     def _loading(self) -> str:
         if self.autos:
             plain = _transformers_lines(self.processor, self.trust_processor)
-            others = [f"`{auto}`" for auto in self.autos if auto != "AutoModel"]
+            others = [_code(auto) for auto in self.autos if auto != "AutoModel"]
             needs = (
                 "With torch and transformers (upop need not be installed; `trust_remote_code` runs `modeling_upop.py`, "
                 "which gives the layers their sizes)" + (f", also by {' or '.join(others)}:" if others else ":")
@@ -154,7 +157,33 @@ def _is_hub_name(source: str) -> bool:
 
 
 def _number(value: Any) -> str:  # noqa: ANN401 (whatever a metric is)
-    return "-" if value is None else f"{value:,.2f}" if isinstance(value, (int, float)) else str(value)
+    return "-" if value is None else f"{value:,.2f}" if isinstance(value, (int, float)) else _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    r"""A text of one line in which Markdown sees nothing but letters; a name such as ``bleu_4`` stays as it is.
+
+    >>> print(_escaped("a|b <i> *c*"))
+    a\|b &lt;i&gt; \*c\*
+    """
+    plain = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", _line(text))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(text: str) -> str:
+    """A text of one line as code, between more backticks than it has in a row.
+
+    >>> print(_code("a"), _code("a`b"))
+    `a` `` a`b ``
+    """
+    line = _line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if "`" not in line else f"{fence} {line} {fence}"
+
+
+def _line(text: str) -> str:
+    """A text without line breaks and without what no file of text may hold."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

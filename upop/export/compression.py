@@ -17,13 +17,15 @@ from typing import Any
 
 from upop import __version__
 from upop.export.modeling_upop import COMPRESSION_FORMAT
-from upop.structure import PLAN_FORMAT, Kind, Plan
+from upop.structure import KINDS, PLAN_FORMAT, Kind, Plan
 
 CONFIG = "config.json"
 KEY = "compression"
 OLD = "compression.json"
 OLD_FORMAT = 1
 PARTS = ("kinds", "model", "units", "keep")
+MOST_UNITS = 2**20
+"""Units of a site: a short text such as ``"0-9999999999"`` is not to fill the memory."""
 
 
 def ranges(units: Iterable[int]) -> str:
@@ -50,9 +52,12 @@ def numbers(text: str) -> list[int]:
     Raises:
         ValueError: If it is anything else.
     """
-    if not isinstance(text, str) or not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*", text):
         raise ValueError(f"{text!r} is no list of numbers and ranges; expected one such as '0-3,7'")
     ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    bounds = [end for pair in ends for end in dict.fromkeys(pair)]
+    if bounds != sorted(set(bounds)) or bounds[-1] >= MOST_UNITS:
+        raise ValueError(f"{text!r} is not ascending, or goes on to {MOST_UNITS} and more")
     return [unit for end in ends for unit in range(end[0], end[-1] + 1)]
 
 
@@ -94,8 +99,8 @@ def plan_of(directory: str | Path) -> tuple[Plan, list[Kind]] | None:
 def _json(file: Path) -> dict[str, Any]:
     """A config.json as far as it can be read; who loads the model tells what is wrong with the rest."""
     try:
-        content = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError:
+        content = json.loads(file.read_bytes()) if file.is_file() else {}
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -118,14 +123,14 @@ def _plan(file: str, content: Any) -> tuple[Plan, list[Kind]]:  # noqa: ANN401 (
             raise ValueError(f"units kept at site {site!r} in {file}: {error}") from error
     facts = content.get("search") or {}
     plan = {"format": PLAN_FORMAT, "model": content["model"], "facts": facts, "units": content["units"], "keep": keep}
-    return Plan.from_dict(plan), list(content["kinds"])
+    return _checked(file, plan, content["kinds"])
 
 
 def _old_plan(file: Path) -> tuple[Plan, list[Kind]]:
     """The plan in a compression.json."""
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != OLD_FORMAT:
@@ -133,4 +138,14 @@ def _old_plan(file: Path) -> tuple[Plan, list[Kind]]:
     missing = [key for key in ("plan", "kinds") if key not in content]
     if missing:
         raise ValueError(f"{str(file)!r} lacks {missing}; is it complete?")
-    return Plan.from_dict(content["plan"]), list(content["kinds"])
+    return _checked(f"{str(file)!r}", content["plan"], content["kinds"])
+
+
+def _checked(file: str, plan: Any, kinds: Any) -> tuple[Plan, list[Kind]]:  # noqa: ANN401 (anything that JSON can hold)
+    """What a file says, in types."""
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ValueError(f"'kinds' of the compression in {file} is {kinds!r}; expected some of {list(KINDS)}")
+    try:
+        return Plan.from_dict(plan), kinds
+    except ValueError as error:
+        raise ValueError(f"compression in {file}: {error}") from error

@@ -4,7 +4,9 @@ A compressed directory holds what the dense one holds (config.json of the dense 
 processor files); its config.json also says what was kept of each site (:mod:`upop.export.compression`), and beside it
 lie a model card and the code that loads it where upop is not installed (:mod:`upop.export.remote`). Loading with upop
 runs none of that code: it builds the dense architecture without weights, cuts it by the plan and fills in the weights.
-Nothing is unpickled.
+Nothing of a compressed directory is unpickled; a dense one may hold a ``pytorch_model.bin``, of which tensors alone are
+read. What is wrong with the files is said before a model is built, as far as their headers tell
+(:mod:`upop.export.vetting`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -27,13 +28,13 @@ from upop.cost import CostModel, measure
 from upop.export.card import Card
 from upop.export.compression import CONFIG, KEY, block, plan_of
 from upop.export.remote import auto_map, is_hugging_face, remote_files
+from upop.export.vetting import blamed, read_object, vet, weight_files
 from upop.families import build_dense, describe, example_inputs, find_sites, load_dense
 from upop.files import sync, umask
 from upop.structure import Kind, Plan
 from upop.surgery import shrink_
 
 WEIGHTS = "model.safetensors"
-SHARDS = f"{WEIGHTS}.index.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 PREPROCESSING = ("fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 """What timm's pretrained_cfg says of how images are prepared."""
@@ -81,7 +82,9 @@ def save(
         if plan is not None:
             for name, text in remote_files(model).items():
                 (temporary / name).write_text(text)
-            (temporary / "README.md").write_text(_card(temporary, config, plan, kinds, processor, facts or {}).text())
+            (temporary / "README.md").write_text(
+                _card(temporary, config, plan, kinds, processor, facts or {}).text(), encoding="utf-8"
+            )
         os.chmod(temporary / WEIGHTS, 0o666 & ~umask())  # safetensors writes for the owner alone
         os.chmod(temporary, 0o777 & ~umask())
         sync(temporary)
@@ -172,9 +175,16 @@ def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module,
 
     Raises:
         FileNotFoundError: If there is no such directory, or a file of it is missing.
-        ValueError: If the plan, the weights and the config do not belong together, or the format is another one.
+        ValueError: If the plan, the weights and the config do not belong together, the format is another one, or a file
+            is broken or asks for another.
     """
+    with blamed(checkpoint):
+        return _load(checkpoint, from_scratch)
+
+
+def _load(checkpoint: str | Path, from_scratch: bool) -> tuple[nn.Module, Any]:
     path = Path(checkpoint)
+    vet(path)
     found = plan_of(path)
     if found is None and not _is_timm(path):
         return load_dense(str(checkpoint), from_scratch)
@@ -195,25 +205,25 @@ def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module,
 def _is_timm(path: Path) -> bool:
     """Whether a directory holds a timm model, which transformers cannot load."""
     config = path / CONFIG
-    return config.is_file() and '"architecture"' in config.read_text()
+    return config.is_file() and "architecture" in read_object(config)
 
 
 def _prepare_images(model: nn.Module, path: Path) -> None:
     """Tell a timm model how images are prepared for the weights of a directory; timm's defaults may be of others."""
-    said = json.loads((path / CONFIG).read_text()).get("pretrained_cfg", {})
+    said = read_object(path / CONFIG).get("pretrained_cfg") or {}
     given: Any = getattr(model, "pretrained_cfg", {})
     setattr(model, "pretrained_cfg", dict(given) | said)  # noqa: B010 (its class is not ours)
 
 
 def _fill(model: nn.Module, path: Path) -> None:
     """Load the safetensors of a directory into a model of the right sizes."""
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(path):
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{str(file)!r} cannot be read as safetensors: {error}; copy it again") from error
     weights = path / WEIGHTS
+    files = [file for file in weight_files(path) if file.suffix == weights.suffix]
+    if not files:
+        raise FileNotFoundError(f"no weights at {str(weights)!r}; is the directory complete?")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= load_file(file)
     own = model.state_dict()
     wrong = [name for name in tensors if name in own and tensors[name].shape != own[name].shape]
     if wrong:
@@ -241,29 +251,9 @@ def _tie(model: nn.Module) -> None:
         tie()
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The file of the weights, or the several that transformers makes of large ones.
-
-    Raises:
-        FileNotFoundError: If there is none, or not every one of several.
-    """
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    if not (path / SHARDS).is_file():
-        raise FileNotFoundError(f"no weights at {str(path / WEIGHTS)!r}; is the directory complete?")
-    names = sorted(set(json.loads((path / SHARDS).read_text())["weight_map"].values()))
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{str(path / SHARDS)!r} names {len(names)} files of weights, of which {missing[0]!r} is missing; copy it "
-            "again"
-        )
-    return [path / name for name in names]
-
-
 def _processor(path: Path) -> Any:  # noqa: ANN401 (any Hugging Face processor)
     if not any((path / name).is_file() for name in PROCESSORS):
         return None
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(str(path))
+    return AutoProcessor.from_pretrained(str(path), trust_remote_code=False)

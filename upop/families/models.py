@@ -47,14 +47,19 @@ def load_dense(checkpoint: str, from_scratch: bool = False) -> tuple[nn.Module, 
     config = _config(checkpoint)
     built = _model_class(checkpoint, config)
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint)
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"no processor at {checkpoint!r}: {_first_line(error)}") from error
     if from_scratch:
         return _ready(_untrained(built, config)), processor
     try:
         model, info = built.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            checkpoint,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            weights_only=True,
+            trust_remote_code=False,
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(
@@ -70,7 +75,7 @@ def _config(checkpoint: str) -> Any:  # noqa: ANN401 (any Hugging Face config)
 
     importlib.import_module(f"{__package__}.blip_nlvr")  # tells transformers of the model that it lacks
     try:
-        return AutoConfig.from_pretrained(checkpoint)
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(checkpoint).is_dir():
             raise ValueError(f"config.json in {checkpoint!r} cannot be used: {_first_line(error)}") from error

@@ -47,7 +47,7 @@ class RunDirectory:
         self._config = dict(config)
         stored = self.path / "config.yaml"
         if stored.is_file():
-            _check_same(self.path, flatten(yaml.safe_load(stored.read_text()) or {}), flatten(config))
+            _check_same(self.path, flatten(_stored(stored)), flatten(config))
         self._state = read_state(self.path)
 
     def begin(self) -> None:
@@ -103,6 +103,17 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
+def _stored(file: Path) -> dict[str, Any]:
+    """The configuration that a run directory was started with."""
+    try:
+        found = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is not YAML: {error}; delete the run directory to start again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(file)!r} holds a {type(found).__name__}; delete the run directory to start again")
+    return found
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """What a run directory knows: ``phases`` that are done and ``evaluations``, with their facts, by name.
 
@@ -116,7 +127,7 @@ def read_state(path: Path) -> dict[str, Any]:
         return {"format": STATE_FORMAT, "phases": {}, "evaluations": {}}
     try:
         state = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}; delete the run directory to start again") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise ValueError(f"{str(file)!r} is of another format; this version reads format {STATE_FORMAT}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from upop.cost import CostModel, measure
 from upop.export.directory import plan_of
+from upop.export.vetting import vet
 from upop.families import build_dense, example_inputs, find_sites
 from upop.report import SitesRow, comparison, console, human, removed_table, sites_table
 from upop.search import Budget, create, priorities, select
@@ -28,12 +31,13 @@ def inspect(checkpoint: str, units: Sequence[Kind] = ("head_dim", "neuron"), tex
         text_length: Tokens of a text, for FLOPs; by default as many as the model has positions for.
     """
     out = console()
+    vet(Path(checkpoint))
     compressed = plan_of(checkpoint)
     model = build_dense(checkpoint)
     sites = find_sites(model, compressed[1] if compressed else units)
     cost = CostModel(sites, measure(model, sites, example_inputs(model, text_length)))
     tokens = ", ".join(f"{count} {stream}" for stream, count in cost.measured.tokens.items())
-    out.print(f"[bold]{type(model).__name__}[/bold] {checkpoint}" + (", compressed" if compressed else ""))
+    out.print(f"[bold]{type(model).__name__}[/bold] {escape(checkpoint)}" + (", compressed" if compressed else ""))
     out.print(
         f"{human(cost.whole('params'))} parameters, {human(cost.whole('flops'))} FLOPs per sample (tokens: {tokens})"
         + (" before the cut" if compressed else "")

@@ -9,7 +9,9 @@ run every rank walks the phases; rank 0 alone writes, and the others wait for it
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -275,13 +278,28 @@ def _train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, call
     trainer = _trainer(recipe, [*_checkpoints(last), *callbacks], folder, max_epochs=settings.epochs)
     if last.is_file():
         rank_zero_info(f"{phase}: going on from {last}")
+        _check_readable(last)
     resume = str(last) if last.is_file() else None
     try:
-        trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=resume is not None)
+        trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
         raise
+
+
+def _check_readable(last: Path) -> None:
+    """Refuse a checkpoint that is broken or holds more than tensors and plain values, with its name."""
+    try:
+        found = torch.load(last, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(last))
+        missing = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} - set(found)
+    except Exception as error:  # bytes that nobody vouches for fail in many ways
+        raise ValueError(
+            f"{str(last)!r} is no checkpoint to go on from: it is broken, or holds more than tensors and plain values, "
+            "and nothing in it was executed; delete it to start the phase again"
+        ) from error
+    if missing:
+        raise ValueError(f"{str(last)!r} lacks {sorted(missing)}; delete it to start the phase again")
 
 
 def _checkpoints(last: Path) -> list[Callback]:
@@ -310,7 +328,8 @@ def evaluate(recipe: Recipe, task: Task) -> dict[str, float]:
     bare.trainer = kept | {"precision": "32-true", "logger": False, "enable_checkpointing": False}
     training = task.training
     task.eval()
-    results = _trainer(bare, [], Path.cwd()).test(task, datamodule=recipe.data, verbose=False)
+    with tempfile.TemporaryDirectory() as empty:  # on a cluster Lightning would load a checkpoint that lies there
+        results = _trainer(bare, [], Path(empty)).test(task, datamodule=recipe.data, verbose=False)
     task.train(training)
     return {name.removeprefix("test/"): float(value) for result in results for name, value in result.items()}
 
@@ -328,4 +347,9 @@ def _save_carried(state: Mapping[str, Tensor], folder: Path) -> None:
 
 def _carried(folder: Path) -> dict[str, Tensor]:
     file = folder / "carried.safetensors"
-    return load_file(file) if file.is_file() else {}
+    try:
+        return load_file(file) if file.is_file() else {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read as safetensors: {error}; delete the run directory to start again"
+        ) from error

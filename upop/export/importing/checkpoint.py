@@ -139,7 +139,7 @@ def _processor(like: str) -> Any:  # noqa: ANN401 (any Hugging Face processor)
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(like)
+        return AutoProcessor.from_pretrained(like, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"no processor at --like {like!r}: {str(error).strip().partition(chr(10))[0]}") from error
 
