@@ -253,6 +253,7 @@ def test_resumed_search_equals_the_unbroken_one(tmp_path: Path, settle: float) -
     assert Plan.load(tmp_path / "resumed.json").keep == Plan.load(tmp_path / "whole.json").keep
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    assert second.history == callback.history  # the losses since the last update included
 
 
 def dropped_at_updates(callback: ProgressiveSearch, path: Path) -> list[set[tuple[str, int]]]:

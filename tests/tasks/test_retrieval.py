@@ -73,6 +73,19 @@ def test_carried_state_goes_on(made: Any, tmp_path: Path) -> None:
         assert torch.equal(value, after.carried()[name]), name
 
 
+def test_carried_state_of_another_kind_is_refused(made: Any) -> None:
+    task = made.new_task(*load(made.task.checkpoint))
+    state = {name: value.clone() + 1 for name, value in task.carried().items()}
+    before = {name: value.clone() for name, value in task.carried().items()}
+    state["queue"] = state.pop("text_queue")
+    message = (
+        r"the state of the phase before lacks \['text_queue'\] and has unexpected \['queue'\]; run "
+    )
+    with pytest.raises(ValueError, match=message):
+        task.carry(state)
+    assert all(torch.equal(value, task.carried()[name]) for name, value in before.items())
+
+
 def test_the_teacher_is_not_trained_and_not_saved(made: Any, tmp_path: Path) -> None:
     model, processor = load(made.task.checkpoint)
     task = made.new_task(model, processor)

@@ -311,6 +311,7 @@ class ProgressiveSearch(Callback):
             "left_out": self.left_out,
             "updated_at": self._updated_at,
             "settled": dict(self._settled),
+            "losses": [loss.cpu() for loss in self._losses],
             "finished": self.finished,
         }
 
@@ -323,6 +324,7 @@ class ProgressiveSearch(Callback):
         self.left_out, self._updated_at = state_dict["left_out"], state_dict["updated_at"]
         self.finished, self._settled = state_dict["finished"], dict(state_dict["settled"])
         self.history = [dict(row) for row in state_dict["history"]]
+        self._losses = list(state_dict.get("losses", []))
 
     def _attached(self) -> Masks:
         if self._masks is None:
@@ -342,7 +344,10 @@ class ProgressiveSearch(Callback):
     def _mean_loss(self) -> dict[str, float]:
         """Mean loss of the batches since the last update."""
         losses, self._losses = self._losses, []
-        return {"loss": float(torch.stack(losses).float().mean())} if losses else {}
+        if not losses:
+            return {}
+        device = losses[-1].device  # those of before a resume lie on the CPU
+        return {"loss": float(torch.stack([loss.to(device) for loss in losses]).float().mean())}
 
     def _facts(self, keep: Mapping[str, Sequence[int]], step: int, steps: int) -> dict[str, Any]:
         kept = {name: len(units) for name, units in keep.items()}

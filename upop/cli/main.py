@@ -83,6 +83,7 @@ def _quiet() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # an error follows, in one line
     disable_progress_bar()  # "Loading weights", a bar of milliseconds per model
     enable_progress_bars()  # the line above silences downloads too, which take minutes
 

@@ -51,7 +51,8 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     table = directory.phase("search") / LATENCY
     times = LatencyTable.load(table) if table.is_file() else None
     cost = CostModel(sites, measure(dense, sites, inputs), times)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = recipe.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
+    device = torch.device("cpu" if on_cpu else "cuda")
     speed = compare_speed(
         {"dense": dense.to(device), "compressed": cut.to(device)},
         inputs,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upop.families import image_features, text_features
+from upop.messages import some
 from upop.metrics import RetrievalRecall
 from upop.tasks.base import frozen_copy, moving_average_
 from upop.tasks.contrast import contrastive, distil_features, distil_logits, positives, soft_contrastive
@@ -113,7 +114,13 @@ class Retrieval(EvaluatedTask):
         if self.momentum_model is None:
             super().carry(state)
         elif state:
-            self.load_state_dict(state, strict=False)
+            expected = set(self.carried())
+            if set(state) != expected:
+                raise ValueError(
+                    f"the state of the phase before lacks {some(sorted(expected - set(state)))} and has unexpected "
+                    f"{some(sorted(set(state) - expected))}; run that phase again with the same model and contrast"
+                )
+            self.load_state_dict(state, strict=False)  # the model itself is not among it
 
     def features(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Normalised features of both modalities in fp32, ``(B, D)`` each."""
