@@ -78,9 +78,7 @@ def test_carried_state_of_another_kind_is_refused(made: Any) -> None:
     state = {name: value.clone() + 1 for name, value in task.carried().items()}
     before = {name: value.clone() for name, value in task.carried().items()}
     state["queue"] = state.pop("text_queue")
-    message = (
-        r"the state of the phase before lacks \['text_queue'\] and has unexpected \['queue'\]; run "
-    )
+    message = r"the state of the phase before lacks \['text_queue'\] and has unexpected \['queue'\]; run "
     with pytest.raises(ValueError, match=message):
         task.carry(state)
     assert all(torch.equal(value, task.carried()[name]) for name, value in before.items())
