@@ -141,10 +141,9 @@ class RerankedRetrieval(Retrieval):
 
     def carry(self, state: dict[str, Tensor]) -> None:
         """Take the temperature, and what :class:`Retrieval` carries, of the phase before."""
-        rest = dict(state)
-        if "temp" in rest:
-            self.temp.data.copy_(rest.pop("temp"))
-        super().carry(rest)
+        super().carry({name: value for name, value in state.items() if name != "temp"})
+        if "temp" in state:
+            self.temp.data.copy_(state["temp"])
 
     def on_fit_start(self) -> None:
         """As every task; and note the seed of the run, before a resumed one restores its random state."""
