@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from upop.files import write_atomic, write_json, write_text
+from upop.files import whole_directory, write_atomic, write_json, write_text
 
 
 class Power(BaseException):
@@ -91,3 +91,32 @@ def test_json_is_indented_and_a_list_of_plain_values_is_one_line(tmp_path):
 def test_empty_json(tmp_path):
     write_json(tmp_path / "x.json", {})
     assert json.loads((tmp_path / "x.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("error", [Power, OSError])
+def test_a_directory_that_could_not_be_filled_leaves_the_old_one(tmp_path, error):
+    place = tmp_path / "deep" / "out"
+    with whole_directory(place) as temporary:
+        (temporary / "a").write_text("old")
+        assert not place.exists()
+
+    def fill_half():
+        with whole_directory(place) as temporary:
+            (temporary / "a").write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        fill_half()
+    assert [(file.name, file.read_text()) for file in place.iterdir()] == [("a", "old")]
+    assert os.listdir(place.parent) == ["out"]
+
+
+def test_a_directory_takes_the_place_of_the_whole_old_one(tmp_path):
+    for name in ("a", "b"):
+        with whole_directory(tmp_path / "out") as temporary:
+            (temporary / name).write_text(name)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["b"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~umask

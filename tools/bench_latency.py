@@ -27,7 +27,8 @@ from upop.cost import CostModel, LatencySettings, measure
 from upop.export import load
 from upop.families import example_inputs, find_sites
 from upop.runs.latency import setting
-from upop.runs.measuring import DTYPES, measure_latency, time_models
+from upop.runs.measuring import measure_latency, time_models
+from upop.runs.timing import DTYPES
 from upop.search import Budget, align, create, price, priorities, select_aligned
 from upop.structure import Plan, Site
 from upop.surgery import shrink_

@@ -1,11 +1,13 @@
-"""Files written whole or not at all: a temporary name in the same directory, fsync, rename."""
+"""Files and directories written whole or not at all: a temporary name in the same directory, fsync, rename."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,40 @@ def _json(value: Any, indent: str = "") -> str:  # noqa: ANN401 (anything that J
     if isinstance(value, (list, tuple)) and any(isinstance(entry, (Mapping, list, tuple)) for entry in value):
         return "[\n" + ",\n".join(inner + _json(entry, inner) for entry in value) + f"\n{indent}]"
     return json.dumps(value)
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A temporary directory beside ``directory`` to fill in a with-block; at its end it takes the place of that one.
+
+    If the block fails, nothing is left of it, and an older directory stays as it was.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~umask())
+        sync(temporary)
+        _replace(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _replace(temporary: Path, directory: Path) -> None:
+    """Put ``temporary`` in the place of ``directory``."""
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+        os.rename(directory, old / directory.name)
+        try:
+            os.rename(temporary, directory)
+        except BaseException:
+            os.rename(old / directory.name, directory)
+            old.rmdir()
+            raise
+        shutil.rmtree(old)
+    else:
+        os.rename(temporary, directory)
 
 
 def sync(directory: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 import upop
 from tests import tiny
 from tests.recipes import recipe
+from tests.runs.breaking import stopped_in_the_second_epoch
 from tests.runs.test_distributed import over_two_ranks, settings
 from tests.runs.test_distributed import upop as upop_command
 from tests.runs.timers import Abacus
@@ -231,21 +231,8 @@ def test_a_resumed_search_goes_by_the_table_that_it_began_with(
     config = by_latency(config)
     fit(*made(config), only="search")
     broken = config | {"run_dir": str(tmp_path / "broken")}
-    original = Trainer.fit
-
-    def killed(self: Trainer, model: Any, **arguments: Any) -> None:
-        def stop(*_: Any) -> None:
-            if self.current_epoch == 1:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(type(model), "on_train_batch_start", stop, raising=False)
-        original(self, model, **arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "fit", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fit(*made(broken), only="search")
-    monkeypatch.delattr("upop.tasks.retrieval.Retrieval.on_train_batch_start")
+    with stopped_in_the_second_epoch():
+        fit(*made(broken), only="search")
     for file in files():
         file.unlink()  # the cache is gone, and measuring again would give other numbers
     turns = timer.turns

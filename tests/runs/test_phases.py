@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 import upop
 from tests.recipes import other_checkpoint, recipe
+from tests.runs.breaking import stopped_in_the_second_epoch
 from upop.export.directory import plan_of
 from upop.families import find_sites
 from upop.runs import Recipe, RunDirectory, check, evaluate, fit
@@ -89,7 +90,7 @@ def test_phases_one_by_one_give_what_fit_gives(config: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("phase", ["search", "retrain"])
 @pytest.mark.parametrize("contrast", ["batch", "queue"])
 def test_a_run_killed_in_a_phase_goes_on_to_the_same_result(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, contrast: str
+    config: dict[str, Any], tmp_path: Path, phase: str, contrast: str
 ) -> None:
     config["model"]["init_args"] |= {"contrast": contrast, "queue_size": 12}
     config["search"]["epochs"] = config["retrain"]["epochs"] = 2
@@ -98,20 +99,8 @@ def test_a_run_killed_in_a_phase_goes_on_to_the_same_result(
     broken = config | {"run_dir": str(tmp_path / "broken")}
     if phase == "retrain":
         fit(*made(broken), only="search")
-    original = Trainer.fit
-
-    def killed(self: Trainer, model: Any, **arguments: Any) -> None:
-        def stop(*_: Any) -> None:
-            if self.current_epoch == 1:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(type(model), "on_train_batch_start", stop, raising=False)
-        original(self, model, **arguments)
-
-    monkeypatch.setattr(Trainer, "fit", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in_the_second_epoch():
         fit(*made(broken))
-    monkeypatch.undo()
     assert not RunDirectory(broken["run_dir"], made(broken)[0].config).done(phase)
     fit(*made(broken))
     for name in ("plan.json", "compressed/model.safetensors"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from upop.cost import Share
+from upop.structure import Currency
 
 
 def removed_fractions(shares: Sequence[Share]) -> dict[str, float]:
@@ -17,7 +19,7 @@ def removed_fractions(shares: Sequence[Share]) -> dict[str, float]:
         shares: What each modality and kind holds and loses.
     """
     found = {}
-    for currency in ("params", "flops", "latency"):
+    for currency in get_args(Currency):
         rows = [(share, getattr(share, currency), getattr(share, f"{currency}_removed")) for share in shares]
         if any(whole is None for _, whole, _ in rows):
             continue

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,12 @@ from upop.cost import CostModel, measure
 from upop.export.card import Card
 from upop.export.compression import CONFIG, KEY, block, plan_of
 from upop.export.remote import auto_map, is_hugging_face, remote_files
-from upop.export.vetting import blamed, read_object, vet, weight_files
+from upop.export.vetting import WEIGHTS, blamed, read_object, vet, weight_files
 from upop.families import build_dense, describe, example_inputs, find_sites, load_dense
-from upop.files import sync, umask
+from upop.files import umask, whole_directory
 from upop.structure import Kind, Plan
 from upop.surgery import shrink_
 
-WEIGHTS = "model.safetensors"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 PREPROCESSING = ("fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 """What timm's pretrained_cfg says of how images are prepared."""
@@ -68,9 +65,7 @@ def save(
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise ValueError("the model has masks (or another parametrisation) attached; detach them before saving")
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with whole_directory(directory) as temporary:
         config = _config(model)
         if plan is not None:
             config |= {KEY: block(plan, kinds, facts or {})}
@@ -86,12 +81,6 @@ def save(
                 _card(temporary, config, plan, kinds, processor, facts or {}).text(), encoding="utf-8"
             )
         os.chmod(temporary / WEIGHTS, 0o666 & ~umask())  # safetensors writes for the owner alone
-        os.chmod(temporary, 0o777 & ~umask())
-        sync(temporary)
-        _replace(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return directory
 
 
@@ -144,22 +133,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         once.setdefault(id(tensor), (name, tensor.detach().contiguous()))
     return dict(once.values())
-
-
-def _replace(temporary: Path, directory: Path) -> None:
-    """Put ``temporary`` in the place of ``directory``."""
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-        os.rename(directory, old / directory.name)
-        try:
-            os.rename(temporary, directory)
-        except BaseException:
-            os.rename(old / directory.name, directory)
-            old.rmdir()
-            raise
-        shutil.rmtree(old)
-    else:
-        os.rename(temporary, directory)
 
 
 def load(checkpoint: str | Path, from_scratch: bool = False) -> tuple[nn.Module, Any]:

@@ -11,9 +11,6 @@ The graphs compute in float32, whatever the precision of the weights: onnxruntim
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +21,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from upop import __version__
-from upop.export.directory import PREPROCESSING, PROCESSORS, _replace, load
+from upop.export.directory import PREPROCESSING, PROCESSORS, load
 from upop.export.graphs import graphs_of
 from upop.export.graphs.files import PACKAGES, SUFFIXES, Written, missing_packages, write
 from upop.export.remote import is_hugging_face
 from upop.families import example_inputs
-from upop.files import sync, umask, write_json
+from upop.files import whole_directory, write_json
 from upop.messages import closest, some
 
 FACTS = "export.json"
@@ -142,20 +139,12 @@ def write_portable(
     opset = (opset or OPSET) if format == "onnx" else None
     with torch.no_grad():
         graphs = graphs_of(model)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with whole_directory(directory) as temporary:
         written = [write(graph, temporary, opset, tolerance) for graph in graphs]
         if processor is not None:
             processor.save_pretrained(temporary)
         facts = _facts(model, temporary, format, opset, tolerance)
         write_json(temporary / FACTS, facts | {"graphs": {one.graph.name: _described(one) for one in written}})
-        os.chmod(temporary, 0o777 & ~umask())
-        sync(temporary)
-        _replace(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     graph_files = {file for one in written for file in one.files}
     others = sorted(file.name for file in directory.iterdir() if file.name not in graph_files)
     return Exported(directory, format, opset, tolerance, written, others)

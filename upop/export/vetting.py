@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from upop.export.compression import KEY
+from upop.export.compression import CONFIG, KEY
 from upop.families import build_dense
 from upop.messages import some
 
-CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 MOST = {"layers": 1000, "depth": 1000, "labels": 2**20}
 """Numbers in a config that are counted through one by one, at most, by what their keys contain."""
@@ -114,7 +114,7 @@ def weight_files(path: Path) -> list[Path]:
         FileNotFoundError: If one of several is missing.
         ValueError: If they are not listed as they should be, or one lies elsewhere.
     """
-    whole = path / "model.safetensors"
+    whole = path / WEIGHTS
     index = path / SHARDS
     if whole.is_file() or not index.is_file():
         return [whole] if whole.is_file() else sorted(path.glob("pytorch_model*.bin"))

@@ -197,12 +197,17 @@ def _create_timm(name: str, pretrained: bool, **arguments: Any) -> nn.Module:  #
     return model
 
 
+def looks_like_path(checkpoint: str) -> bool:
+    """Whether a checkpoint is meant to be a directory, there or not, and not a name on a hub."""
+    path = Path(checkpoint)
+    beside = len(path.parts) == 2 and path.parent.is_dir()
+    return checkpoint.startswith(PATHS) or checkpoint.count("/") > 1 or path.exists() or beside
+
+
 def _check_path(checkpoint: str) -> None:
     """Say at once that a path is wrong, before a hub is asked for it."""
     path = Path(checkpoint)
-    beside = len(path.parts) == 2 and path.parent.is_dir()
-    looks_like_path = checkpoint.startswith(PATHS) or checkpoint.count("/") > 1 or path.exists() or beside
-    if looks_like_path and not path.is_dir():
+    if looks_like_path(checkpoint) and not path.is_dir():
         made = "; `upop import` makes one of its authors' file" if checkpoint.startswith("checkpoints/") else ""
         raise FileNotFoundError(
             f"no checkpoint directory at {checkpoint!r}; give a directory with config.json or a hub name{made}"

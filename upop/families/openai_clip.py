@@ -19,10 +19,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from upop.families.names import renamed, turned
 from upop.messages import some
 
 State = Mapping[str, Tensor]
-Pairs = tuple[tuple[str, str], ...]
 
 WHOLE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -94,7 +94,7 @@ def to_hugging_face(state: State) -> dict[str, Tensor]:
         if fused:
             if tensor.shape[0] % len(FUSED):
                 raise ValueError(f"{name} is {tuple(tensor.shape)}: its rows are not three equal parts for q, k and v")
-            block = _renamed(f"{block}.", PARTS)
+            block = renamed(f"{block}.", PARTS)
             parts = tensor.chunk(len(FUSED))
             found |= {f"{block}self_attn.{key}_proj.{kind}": part for key, part in zip(FUSED, parts, strict=True)}
         elif name == "logit_scale":
@@ -158,29 +158,14 @@ def _check_towers(names: Mapping[str, Tensor]) -> None:
 
 
 def _hugging_face_name(name: str) -> str:
-    return WHOLE.get(name) or _renamed(name, PARTS, BLOCK)
+    return WHOLE.get(name) or renamed(name, PARTS, BLOCK)
 
 
 def _openai_name(name: str) -> str:
     whole = {ours: theirs for theirs, ours in WHOLE.items()}
-    return whole.get(name) or _renamed(name, _turned(PARTS), _turned(BLOCK))
+    return whole.get(name) or renamed(name, turned(PARTS), turned(BLOCK))
 
 
 def _in_proj(found: re.Match[str]) -> str:
     """OpenAI's name of the layer that holds the queries, keys or values of :data:`OF_FUSED`."""
-    return f"{_renamed(found[1] + '.', _turned(PARTS))}attn.in_proj_{found[3]}"
-
-
-def _turned(pairs: Pairs) -> Pairs:
-    return tuple((new, old) for old, new in pairs)
-
-
-def _renamed(name: str, beginnings: Pairs, inside: Pairs = ()) -> str:
-    """``name`` with its beginning and the part of a block replaced, where they are known."""
-    for old, new in beginnings:
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-            for part, other in inside:
-                name = name.replace(part, other)
-            break
-    return name
+    return f"{renamed(found[1] + '.', turned(PARTS))}attn.in_proj_{found[3]}"

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from upop.families.names import renamed, turned
 from upop.messages import some
 
 Task = Literal["retrieval", "vqa", "captioning", "nlvr"]
 State = Mapping[str, Tensor]
-Pairs = tuple[tuple[str, str], ...]
 
 TOWER = (
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
@@ -110,7 +110,7 @@ def hugging_face_name(name: str) -> str:
     >>> hugging_face_name("visual_encoder.blocks.3.attn.proj.bias")
     'vision_model.encoder.layers.3.self_attn.projection.bias'
     """
-    return _renamed(name, TOWER, BLOCK)
+    return renamed(name, TOWER, BLOCK)
 
 
 def salesforce_name(name: str) -> str:
@@ -119,22 +119,7 @@ def salesforce_name(name: str) -> str:
     >>> salesforce_name("vision_model.post_layernorm.weight")
     'visual_encoder.norm.weight'
     """
-    return _renamed(name, _turned(TOWER), _turned(BLOCK))
-
-
-def _turned(pairs: Pairs) -> Pairs:
-    return tuple((new, old) for old, new in pairs)
-
-
-def _renamed(name: str, tower: Pairs, block: Pairs) -> str:
-    """``name`` with its beginning and the part of a block replaced; as it is outside of the vision tower."""
-    for old, new in tower:
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-            for part, other in block:
-                name = name.replace(part, other)
-            break
-    return name
+    return renamed(name, turned(TOWER), turned(BLOCK))
 
 
 def interpolate_positions(positions: Tensor, side: int) -> Tensor:

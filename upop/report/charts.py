@@ -16,11 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from upop.report.facts import LAST, KeptSite, Run, label, shown
 from upop.report.paths import role, stack
 from upop.report.svg import COLOUR, picture
+from upop.report.tables import CURRENCY
 from upop.structure import MODALITIES
 
 Point = tuple[float, float]
 UNITS = {"head": "attention heads", "head_dim": "attention head-dim positions", "neuron": "MLP neurons"}
-CURRENCY = {"params": "parameters", "flops": "FLOPs", "latency": "latency"}
 
 
 def kept(identifier: str, title: str, sites: Sequence[KeptSite]) -> Element:

@@ -16,11 +16,9 @@ from upop.report import charts
 from upop.report.curve import curve, lines
 from upop.report.facts import LAST, Run, check_metric, label, percent, shown
 from upop.report.markup import Cell, details, element, table, to_html
-from upop.report.tables import NONE, SIZES, human
+from upop.report.tables import CURRENCY, NONE, SIZES, human
 
 ASSETS = "assets"
-BUDGETS = {"params": "parameters", "flops": "FLOPs", "latency": "latency"}
-"""What a budget is a fraction of, in words."""
 
 
 def page(runs: Sequence[Run], metric: str | None = None) -> str:
@@ -157,13 +155,13 @@ def _search(identifier: str, run: Run) -> Iterator[Element]:
 def _lead(run: Run) -> str:
     """What was done, or is to be done, in a sentence."""
     facts = run.facts
-    steps, of = facts.get("steps"), BUDGETS.get(str(facts.get("of")), "units")
+    steps, of = facts.get("steps"), CURRENCY.get(str(facts.get("of")), "units")
     source = f"{run.task}, from {run.recipe.get('checkpoint', NONE)}: "
     how = f"by the policy {facts.get('policy', NONE)} with {facts.get('allocation', NONE)} allocation."
     if run.unfinished is not None:
         share = "" if run.target is None else f"{percent(run.target)} of the prunable "
         return f"{source}{share}{of} {'go' if 'cut' in run.states else 'are to go'} {how}"
-    key = str(facts.get("of")) if facts.get("of") in BUDGETS else "params"
+    key = str(facts.get("of")) if facts.get("of") in CURRENCY else "params"
     whole = sum(getattr(share, key) or 0 for share in run.removed)
     gone = sum(getattr(share, f"{key}_removed") or 0 for share in run.removed)
     over = f" over {steps:,} search steps" if isinstance(steps, int) else ""
@@ -265,7 +263,7 @@ def _logged(key: str, value: float | None) -> Cell:
 
 
 def _settings(run: Run) -> Element:
-    facts = {key: value for key, value in run.facts.items() if key not in (*BUDGETS, "step")}
+    facts = {key: value for key, value in run.facts.items() if key not in (*CURRENCY, "step")}
     seconds = {f"seconds of {phase}, last attempt": value for phase, value in run.seconds.items() if value is not None}
     version = {"upop": run.version} if run.version else {}
     rows = {**run.recipe, **{f"search: {key}": value for key, value in facts.items()}, **seconds, **version}

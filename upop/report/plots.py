@@ -21,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from upop.files import write_atomic
 from upop.report.paths import role, stack
+from upop.report.tables import CURRENCY
 from upop.structure import KINDS, MODALITIES, Plan, Site
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
@@ -241,7 +242,7 @@ def _points(rows: Sequence[Mapping[str, float]], key: str) -> np.ndarray:
 def _line_order(key: str) -> tuple[int, int, str]:
     """Parameters before FLOPs before others, the whole before its towers."""
     _, currency, tower = (*key.split("/", 2), "")[:3]
-    order = ["params", "flops", "latency"]
+    order = list(CURRENCY)
     towers = ["", *MODALITIES]
     return (
         order.index(currency) if currency in order else len(order),
@@ -253,7 +254,7 @@ def _line_order(key: str) -> tuple[int, int, str]:
 def _word(key: str) -> str:
     """A currency as a reader says it."""
     currency = key.removeprefix("removed/")
-    return {"params": "parameters", "flops": "FLOPs"}.get(currency, currency)
+    return CURRENCY.get(currency, currency)
 
 
 def _facts(sites: Sequence[Site], kept: Mapping[str, int], short: bool = False) -> str:

@@ -15,6 +15,8 @@ from rich.table import Table
 from upop.cost import Share
 
 NONE = "-"
+CURRENCY = {"params": "parameters", "flops": "FLOPs", "latency": "latency"}
+"""What a cost is of, in words."""
 SHOWN_AS_ZERO = 0.005
 """What is smaller than this shows as 0.00, so that nothing is shown as a share of it."""
 

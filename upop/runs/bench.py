@@ -20,9 +20,10 @@ from upop.files import write_json
 from upop.report.bench import Benchmark, Timing, models_table, notes, timings_table
 from upop.report.bench_plot import bench_picture, check_picture
 from upop.report.tables import console
-from upop.runs.bench_conditions import DTYPES, Conditions, explained, processor
+from upop.runs.bench_conditions import Conditions, device_name, explained
 from upop.runs.bench_models import check_sources, common_inputs, facts, labels, load_models
 from upop.runs.timing import (
+    DTYPES,
     Pass,
     Speed,
     bytes_of,
@@ -151,7 +152,7 @@ def compare(
                 timings += _time(models, sample, size, conditions, versus, bar, clock)
     cuda = device.type == "cuda"
     return Benchmark(
-        device=torch.cuda.get_device_name(device) if cuda else processor(),
+        device=device_name(device),
         threads=None if cuda else torch.get_num_threads(),
         dtype=conditions.dtype,
         compiled=conditions.compiled,

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from upop.messages import closest
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from upop.runs.timing import DTYPES
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,13 @@ class Conditions:
         if self.device != "cpu" and int(found[1] or 0) >= gpus:
             raise ValueError(f"device is {self.device!r}, but torch finds {gpus} GPUs here; take 'cpu' or 'auto'")
         return torch.device(self.device)
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: the model of the GPU or the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor() if device.type == "cpu" else device.type
 
 
 def processor() -> str:

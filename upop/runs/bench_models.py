@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from upop.export import load
 from upop.export.compression import CONFIG
 from upop.families import example_inputs
+from upop.families.models import looks_like_path
 from upop.messages import some
 from upop.report.bench import Model
 from upop.runs.timing import weight_bytes
@@ -26,8 +27,7 @@ def check_sources(sources: Sequence[str], directories: int) -> None:
         raise ValueError(f"{twice!r} is given twice; give each model once")
     for number, source in enumerate(sources):
         path = Path(source)
-        is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.exists()
-        if number < len(sources) - directories and not is_path:
+        if number < len(sources) - directories and not looks_like_path(source):
             continue  # a hub name or one of timm's
         if not path.is_dir():
             raise FileNotFoundError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from upop import __version__
 from upop.cost import LatencySettings, LatencyTable
+from upop.runs.bench_conditions import device_name
 from upop.runs.measuring import measure_latency
 from upop.structure import Kind, Site, fingerprint
 
@@ -119,16 +120,6 @@ def setting(
         "transformers": transformers.__version__,
         "upop": __version__,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called: the model of the GPU or the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if device.type == "cpu" and info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else device.type
 
 
 def _slug(wanted: Mapping[str, Any]) -> str:

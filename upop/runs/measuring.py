@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from upop.cost import Curve, LatencySettings, LatencyTable
 from upop.runs.replays import Part, Replay, alike, cut_copy, parts_of, record
-from upop.runs.timing import random_batch, take_turns, timed, vocabulary
+from upop.runs.timing import DTYPES, random_batch, take_turns, timed, vocabulary
 from upop.structure import Kind, Plan, Site
 from upop.surgery import shrink_
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POINTS = {1: 10, 2: 5}
 """Steps that the sizes of a site are measured in, by the number of sites of its part."""
 LEAST_ROUNDS = 5

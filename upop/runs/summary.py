@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from upop import __version__
-from upop.cost import CostModel, LatencyTable, measure
+from upop.cost import CostModel, LatencyTable, Share, measure
 from upop.export import load
 from upop.families import find_sites
 from upop.files import write_json, write_text
 from upop.report import allocation, comparison, console, removed_table, render, search_curve
 from upop.report.tables import latency_table
+from upop.runs.bench_conditions import device_name
 from upop.runs.directory import RunDirectory
-from upop.runs.latency import device_name
 from upop.runs.measuring import time_models
 from upop.runs.phases import LATENCY, PHASES, Recipe, dense_checkpoint
 from upop.runs.timing import Speed, compare_speed
@@ -59,7 +59,7 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         recipe.measure.batch_size,
         recipe.measure.seconds,
     )
-    latency = _latency(recipe, cost, plan, dense, cut) if times else None
+    latency = _latency(recipe, inputs, cost, plan, {"dense": dense, "compressed": cut}) if times else None
     states = _states(directory, cost, plan, speed)
     allocation(directory.path / "allocation.png", sites, plan)
     budget = recipe.search.budget
@@ -82,32 +82,40 @@ def summarise(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         "files": _files(directory.path),
     }
     write_json(directory.path / "summary.json", summary)
-    found = speed["dense"]
-    tables = [removed_table(shares), comparison(states)]
-    notes = [f"latency of a batch of {found.batch_size} on {found.device}, median of {found.rounds}, side by side"]
-    if latency:
-        tables.append(latency_table(shares, *((latency[by]["dense_ms"], latency[by]["compressed_ms"]) for by in BY)))
-        notes.append(_latency_note(latency))
-    if "alignment" in plan.facts:
-        notes.append(Price(**plan.facts["alignment"]).line())
-    write_text(directory.path / "summary.txt", "\n".join([*map(render, tables), *notes, ""]))
-    out = console()
-    for part in (*tables, *notes, _file_table(_files(directory.path))):
-        out.print(part)
+    _show(directory.path, [removed_table(shares), comparison(states)], summary)
     return summary
 
 
-def _latency(recipe: Recipe, cost: CostModel, plan: Plan, dense: nn.Module, cut: nn.Module) -> dict[str, Any]:
+def _show(path: Path, tables: list[Table], summary: Mapping[str, Any]) -> None:
+    """Print the tables, and what a reader has to know of them, and write them to summary.txt."""
+    found, latency, facts = summary["speed"]["dense"], summary.get("latency"), summary["search"]["facts"]
+    notes = [
+        f"latency of a batch of {found['batch_size']} on {found['device']}, median of {found['rounds']}, side by side"
+    ]
+    if latency:
+        times = [(latency[by]["dense_ms"], latency[by]["compressed_ms"]) for by in BY]
+        tables = [*tables, latency_table([Share(**share) for share in summary["removed"]], *times)]
+        notes.append(_latency_note(latency))
+    if "alignment" in facts:
+        notes.append(Price(**facts["alignment"]).line())
+    write_text(path / "summary.txt", "\n".join([*map(render, tables), *notes, ""]))
+    out = console()
+    for part in (*tables, *notes, _file_table(summary["files"])):
+        out.print(part)
+
+
+def _latency(
+    recipe: Recipe, inputs: Mapping[str, Tensor], cost: CostModel, plan: Plan, models: Mapping[str, nn.Module]
+) -> dict[str, Any]:
     """What the table foretold of the cut, and what the cut model takes; moves the models."""
     assert cost.latency is not None
     kind = cost.latency.setting.get("type")
     device = torch.device("cuda" if kind == "cuda" and torch.cuda.is_available() else "cpu")
-    names = {"dense": dense, "compressed": cut}
-    seconds = time_models(names, recipe.sample(dense), recipe.search.latency, device)
+    seconds = time_models(models, inputs, recipe.search.latency, device)
     predicted = {"dense": cost.whole("latency") / 1e9, "compressed": cost.remaining(plan.kept(), "latency") / 1e9}
     found: dict[str, Any] = {"table": dict(cost.latency.setting), "device": device_name(device)}
     for by, times in zip(BY, (predicted, seconds), strict=True):
-        found[by] = {f"{name}_ms": 1000 * times[name] for name in names}
+        found[by] = {f"{name}_ms": 1000 * times[name] for name in models}
         found[by]["removed"] = 1 - times["compressed"] / times["dense"]
     return found
 

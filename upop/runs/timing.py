@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_WARM_UPS = 10
 STEADY = 0.9
 """A pass that takes at least this share of the time of the one before shows that the model is warm."""
