@@ -127,19 +127,6 @@ def test_the_pictures_do_not_depend_on_the_logger(config: dict[str, Any], logger
     assert (directory.path / "search.png").is_file()
 
 
-def test_one_seed_drives_data_and_search(config: dict[str, Any]) -> None:
-    made_recipe, _ = made(config | {"seed_everything": 7})
-    assert made_recipe.data.seed == made_recipe.search.seed == 7
-
-
-def test_texts_are_counted_at_the_length_that_is_evaluated(config: dict[str, Any]) -> None:
-    config["data"]["init_args"]["text_length"] = 20
-    made_recipe, _ = made(config)
-    model, processor = upop.load(made_recipe.task.checkpoint)
-    made_recipe.new_task(model, processor)
-    assert made_recipe.sample(model)["input_ids"].shape == (1, 20)
-
-
 def test_test_takes_the_dense_model_of_the_run_for_a_plan(config: dict[str, Any]) -> None:
     config["finetune"] = {"epochs": 1, "lr": 1e-3}
     made_recipe, directory = made(config)

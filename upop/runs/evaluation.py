@@ -11,7 +11,8 @@ from upop.export.directory import plan_of
 from upop.families import find_sites
 from upop.masks import Masks, mask_values
 from upop.report import comparison, console
-from upop.runs.phases import Recipe, evaluate
+from upop.runs.recipe import Recipe
+from upop.runs.training import evaluate
 from upop.structure import Plan
 
 

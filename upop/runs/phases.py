@@ -9,94 +9,36 @@ run every rank walks the phases; rank 0 alone writes, and the others wait for it
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from upop.callbacks import ProgressiveSearch, RandomState, StepCheckpoint
+from upop.callbacks import ProgressiveSearch
 from upop.cost import CostModel, measure
 from upop.export import load, save
-from upop.families import example_inputs, find_sites
+from upop.families import find_sites
 from upop.files import write_atomic
 from upop.runs.directory import RunDirectory
 from upop.runs.latency import latency_table, place
-from upop.runs.timing import Measure
+from upop.runs.recipe import Recipe
+from upop.runs.training import check_trainer, evaluate, new_trainer, train
 from upop.search import check_settings
 from upop.structure import Plan, Site
 from upop.surgery import shrink_
-from upop.tasks import Distillation, Task, Training
+from upop.tasks import Task
 
 PHASES = ("finetune", "search", "retrain")
 LATENCY = "latency.json"
 """Name of the table, in the directory of the search, that a search of ``latency`` selects by."""
-OWN = {
-    "max_epochs": "set finetune.epochs, search.epochs and retrain.epochs",
-    "default_root_dir": "set run_dir",
-    "num_sanity_val_steps": "leave it out: recalls need the whole split",
-}
-"""Trainer arguments that follow from other keys, and what to do instead."""
-
-
-@dataclass
-class Recipe:
-    """Everything a run needs, instantiated.
-
-    Attributes:
-        task: Prototype of the task, without a model; every phase trains a copy.
-        data: Data module; its own files are checked before any model is read.
-        search: Prototype of the search callback.
-        training: How each phase trains, by phase.
-        distillation: What the search and the retraining learn from the dense model.
-        trainer: Keyword arguments of Lightning's Trainer, for every phase.
-        seed: Seed of every phase.
-        config: The resolved configuration, plain values.
-        measure: How the speed is measured at the end.
-    """
-
-    task: Task
-    data: Any  # a data module with check() and set_processor(processor)
-    search: ProgressiveSearch
-    training: Mapping[str, Training]
-    distillation: Distillation = field(default_factory=Distillation)
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 42
-    config: Mapping[str, Any] = field(default_factory=dict)
-    measure: Measure = field(default_factory=Measure)
-
-    def new_task(self, model: nn.Module, processor: Any, phase: str | None = None) -> Task:  # noqa: ANN401
-        """A copy of the task with a model, set up for a phase."""
-        task = copy.deepcopy(self.task)
-        if phase:
-            task.training_settings = self.training[phase]
-        task.adopt(model, processor)
-        self.data.set_processor(processor)
-        return task
-
-    def sample(self, model: nn.Module) -> dict[str, Tensor]:
-        """One sample of the shapes that the run evaluates with, to count and time; the data know the processor."""
-        limit = self.data.text_length or self.data.processor.tokenizer.model_max_length
-        most = example_inputs(model)["input_ids"].shape[1]
-        return example_inputs(model, min(limit, most))
-
-    @property
-    def finetunes(self) -> bool:
-        """Whether the dense model is trained first."""
-        return self.training["finetune"].epochs > 0
 
 
 def check(recipe: Recipe, directory: RunDirectory | None = None) -> None:
@@ -115,9 +57,9 @@ def check(recipe: Recipe, directory: RunDirectory | None = None) -> None:
     for phase in ("search", "retrain"):
         if recipe.training[phase].epochs < 1:
             raise ValueError(f"{phase}.epochs is {recipe.training[phase].epochs}; give 1 or more")
-    _check_trainer(recipe.trainer)
+    check_trainer(recipe.trainer)
     try:
-        _trainer(recipe, [], Path.cwd())
+        new_trainer(recipe, [], Path.cwd())
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     recipe.data.check()
@@ -129,22 +71,6 @@ def check(recipe: Recipe, directory: RunDirectory | None = None) -> None:
     recipe.new_task(model, processor)
     own = directory.phase("search") / LATENCY if directory else None
     _bind(recipe, copy.deepcopy(recipe.search), model, Path("plan.json"), own)
-
-
-def _check_trainer(settings: Mapping[str, Any]) -> None:
-    """Refuse what upop sets itself and what it does not serve yet, rather than ignore it."""
-    for key, advice in OWN.items():
-        if settings.get(key) is not None:
-            raise ValueError(f"trainer.{key} is {settings[key]!r}, but upop sets it; {advice}")
-    if settings.get("enable_checkpointing") is False:
-        raise ValueError("trainer.enable_checkpointing is False, but a run has to be resumable; leave it out")
-    precision = str(settings.get("precision") or "32-true")
-    if precision.endswith("-true") and not precision.startswith("32"):
-        raise ValueError(f"trainer.precision is {precision!r}, but weights stay in fp32; give bf16-mixed or 16-mixed")
-    strategy = settings.get("strategy")
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if any(part in name.lower() for part in ("fsdp", "deepspeed", "modelparallel")):
-        raise ValueError(f"trainer.strategy is {name!r}, which shards weights that masks need whole; give auto or ddp")
 
 
 def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> None:
@@ -191,7 +117,7 @@ def _wait_for_all_ranks() -> None:
 def _finetune(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
     task = recipe.new_task(model, processor, "finetune")
-    _train(recipe, directory, "finetune", task, [])
+    train(recipe, directory, "finetune", task, [])
     _save_carried(task.carried(), directory.phase("finetune"))
     _save(task.model, processor, directory.phase("finetune") / "model")
     return {"model": "finetune/model"}
@@ -215,7 +141,7 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     if cost.latency and not own.is_file():
         cost.latency.save(own)
     _distil(recipe, task, source)
-    _train(recipe, directory, "search", task, [search])
+    train(recipe, directory, "search", task, [search])
     plan = search.plan
     if plan is None or not search.finished:
         raise ValueError("the search did not reach its last step; run the same command again to go on")
@@ -235,7 +161,7 @@ def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     task = recipe.new_task(model, processor, "retrain")
     task.carry(_carried(directory.phase("search")))
     _distil(recipe, task, dense_checkpoint(recipe, directory))
-    _train(recipe, directory, "retrain", task, [])
+    train(recipe, directory, "retrain", task, [])
     metrics = evaluate(recipe, task)
     directory.note_evaluation("retrained", metrics)
     facts = {"source": recipe.task.checkpoint, "metrics": metrics, "dense_metrics": directory.evaluation("dense")}
@@ -254,7 +180,7 @@ def _bind(
     cost = CostModel(sites, measure(model, sites, inputs))
     device = torch.device("cpu")
     if search.auto or search.budget.of == "latency":
-        device = place(search.latency, _trainer(recipe, [], Path.cwd()).strategy.root_device)
+        device = place(search.latency, new_trainer(recipe, [], Path.cwd()).strategy.root_device)
     if search.budget.of == "latency" and rank_zero_only.rank == 0:  # the others get what rank 0 has found
         multiple_of = search.multiples(sites, device.type)
         cost = cost.with_latency(latency_table(model, sites, inputs, search.latency, device, multiple_of, own))
@@ -266,72 +192,6 @@ def _distil(recipe: Recipe, task: Task, source: str) -> None:
     if recipe.distillation.on:
         teacher, _ = load(source)
         task.learn_from(teacher, recipe.distillation)
-
-
-def _train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, callbacks: list[Callback]) -> None:
-    """Train one phase, from its last checkpoint where there is one."""
-    settings = recipe.training[phase]
-    rank_zero_info(f"{phase}: {settings.epochs} epochs")
-    seed_everything(recipe.seed, workers=True, verbose=False)
-    folder = directory.phase(phase)
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer = _trainer(recipe, [*_checkpoints(last), *callbacks], folder, max_epochs=settings.epochs)
-    if last.is_file():
-        rank_zero_info(f"{phase}: going on from {last}")
-        _check_readable(last)
-    resume = str(last) if last.is_file() else None
-    try:
-        trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from stop
-        raise
-
-
-def _check_readable(last: Path) -> None:
-    """Refuse a checkpoint that is broken or holds more than tensors and plain values, with its name."""
-    try:
-        found = torch.load(last, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(last))
-        missing = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} - set(found)
-    except Exception as error:  # bytes that nobody vouches for fail in many ways
-        raise ValueError(
-            f"{str(last)!r} is no checkpoint to go on from: it is broken, or holds more than tensors and plain values, "
-            "and nothing in it was executed; delete it to start the phase again"
-        ) from error
-    if missing:
-        raise ValueError(f"{str(last)!r} lacks {sorted(missing)}; delete it to start the phase again")
-
-
-def _checkpoints(last: Path) -> list[Callback]:
-    """One file to go on from, rewritten after each epoch and every ten minutes within one."""
-    clocks: list[dict[str, Any]] = [{"every_n_epochs": 1}, {"train_time_interval": timedelta(minutes=10)}]
-    kept = [StepCheckpoint(last.parent, last.stem, enable_version_counter=False, **clock) for clock in clocks]
-    return [RandomState(), *kept]
-
-
-def _trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401
-    """A Trainer as the recipe wants it, with what a phase needs on top."""
-    own = {key: copy.deepcopy(value) for key, value in recipe.trainer.items() if value is not None}
-    extra = own.pop("callbacks", None) or []
-    extra = list(extra) if isinstance(extra, (list, tuple)) else [extra]
-    own.setdefault("logger", CSVLogger(folder, name="logs"))
-    own.update(arguments)
-    own.setdefault("enable_model_summary", False)  # the summary of a run says more
-    own.update(default_root_dir=str(folder), num_sanity_val_steps=0, use_distributed_sampler=False)
-    return Trainer(callbacks=[*callbacks, *extra], **own)
-
-
-def evaluate(recipe: Recipe, task: Task) -> dict[str, float]:
-    """Metrics of the test split, by name. In fp32 whatever the training uses, so that states compare to the digit."""
-    kept = {key: value for key, value in recipe.trainer.items() if key not in ("callbacks", "logger", "max_epochs")}
-    bare = copy.copy(recipe)
-    bare.trainer = kept | {"precision": "32-true", "logger": False, "enable_checkpointing": False}
-    training = task.training
-    task.eval()
-    with tempfile.TemporaryDirectory() as empty:  # on a cluster Lightning would load a checkpoint that lies there
-        results = _trainer(bare, [], Path(empty)).test(task, datamodule=recipe.data, verbose=False)
-    task.train(training)
-    return {name.removeprefix("test/"): float(value) for result in results for name, value in result.items()}
 
 
 _save = rank_zero_only(save)

@@ -21,7 +21,8 @@ from upop.report.tables import latency_table
 from upop.runs.bench_conditions import device_name
 from upop.runs.directory import RunDirectory
 from upop.runs.measuring import time_models
-from upop.runs.phases import LATENCY, PHASES, Recipe, dense_checkpoint
+from upop.runs.phases import LATENCY, PHASES, dense_checkpoint
+from upop.runs.recipe import Recipe
 from upop.runs.timing import Speed, compare_speed
 from upop.search import Price
 from upop.structure import Plan, Site

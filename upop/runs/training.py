@@ -1,0 +1,137 @@
+"""How one phase trains and is evaluated: the Trainer of a recipe, and the checkpoints that a phase goes on from."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from upop.callbacks import RandomState, StepCheckpoint
+from upop.runs.directory import RunDirectory
+from upop.runs.recipe import Recipe
+from upop.tasks import Task
+
+OWN = {
+    "max_epochs": "set finetune.epochs, search.epochs and retrain.epochs",
+    "default_root_dir": "set run_dir",
+    "num_sanity_val_steps": "leave it out: recalls need the whole split",
+}
+"""Trainer arguments that follow from other keys, and what to do instead."""
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what upop sets itself and what it does not serve, rather than ignore it.
+
+    Args:
+        settings: Keyword arguments of the Trainer, as the recipe gives them.
+
+    Raises:
+        ValueError: With what to do instead.
+    """
+    for key, advice in OWN.items():
+        if settings.get(key) is not None:
+            raise ValueError(f"trainer.{key} is {settings[key]!r}, but upop sets it; {advice}")
+    if settings.get("enable_checkpointing") is False:
+        raise ValueError("trainer.enable_checkpointing is False, but a run has to be resumable; leave it out")
+    precision = str(settings.get("precision") or "32-true")
+    if precision.endswith("-true") and not precision.startswith("32"):
+        raise ValueError(f"trainer.precision is {precision!r}, but weights stay in fp32; give bf16-mixed or 16-mixed")
+    strategy = settings.get("strategy")
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if any(part in name.lower() for part in ("fsdp", "deepspeed", "modelparallel")):
+        raise ValueError(f"trainer.strategy is {name!r}, which shards weights that masks need whole; give auto or ddp")
+
+
+def train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, callbacks: list[Callback]) -> None:
+    """Train one phase, from its last checkpoint where there is one.
+
+    Args:
+        recipe: How it trains.
+        directory: Of the run.
+        phase: Name of the phase.
+        task: Task with the model that trains.
+        callbacks: What the phase needs besides checkpoints.
+
+    Raises:
+        ValueError: If the checkpoint cannot be gone on from.
+        KeyboardInterrupt: If the user stopped it.
+    """
+    settings = recipe.training[phase]
+    rank_zero_info(f"{phase}: {settings.epochs} epochs")
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    folder = directory.phase(phase)
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer = new_trainer(recipe, [*_checkpoints(last), *callbacks], folder, max_epochs=settings.epochs)
+    if last.is_file():
+        rank_zero_info(f"{phase}: going on from {last}")
+        _check_readable(last)
+    resume = str(last) if last.is_file() else None
+    try:
+        trainer.fit(task, datamodule=recipe.data, ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
+
+
+def _check_readable(last: Path) -> None:
+    """Refuse a checkpoint that is broken or holds more than tensors and plain values, with its name."""
+    try:
+        found = torch.load(last, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(last))
+        missing = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} - set(found)
+    except Exception as error:  # bytes that nobody vouches for fail in many ways
+        raise ValueError(
+            f"{str(last)!r} is no checkpoint to go on from: it is broken, or holds more than tensors and plain values, "
+            "and nothing in it was executed; delete it to start the phase again"
+        ) from error
+    if missing:
+        raise ValueError(f"{str(last)!r} lacks {sorted(missing)}; delete it to start the phase again")
+
+
+def _checkpoints(last: Path) -> list[Callback]:
+    """One file to go on from, rewritten after each epoch and every ten minutes within one."""
+    clocks: list[dict[str, Any]] = [{"every_n_epochs": 1}, {"train_time_interval": timedelta(minutes=10)}]
+    kept = [StepCheckpoint(last.parent, last.stem, enable_version_counter=False, **clock) for clock in clocks]
+    return [RandomState(), *kept]
+
+
+def new_trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401
+    """A Trainer as the recipe wants it, with what a phase needs on top.
+
+    Args:
+        recipe: The recipe.
+        callbacks: Callbacks before those of the recipe.
+        folder: Where logs go.
+        arguments: Of the Trainer; they win over the recipe's.
+    """
+    own = {key: copy.deepcopy(value) for key, value in recipe.trainer.items() if value is not None}
+    extra = own.pop("callbacks", None) or []
+    extra = list(extra) if isinstance(extra, (list, tuple)) else [extra]
+    own.setdefault("logger", CSVLogger(folder, name="logs"))
+    own.update(arguments)
+    own.setdefault("enable_model_summary", False)  # the summary of a run says more
+    own.update(default_root_dir=str(folder), num_sanity_val_steps=0, use_distributed_sampler=False)
+    return Trainer(callbacks=[*callbacks, *extra], **own)
+
+
+def evaluate(recipe: Recipe, task: Task) -> dict[str, float]:
+    """Metrics of the test split, by name. In fp32 whatever the training uses, so that states compare to the digit."""
+    kept = {key: value for key, value in recipe.trainer.items() if key not in ("callbacks", "logger", "max_epochs")}
+    bare = copy.copy(recipe)
+    bare.trainer = kept | {"precision": "32-true", "logger": False, "enable_checkpointing": False}
+    training = task.training
+    task.eval()
+    with tempfile.TemporaryDirectory() as empty:  # on a cluster Lightning would load a checkpoint that lies there
+        results = new_trainer(bare, [], Path(empty)).test(task, datamodule=recipe.data, verbose=False)
+    task.train(training)
+    return {name.removeprefix("test/"): float(value) for result in results for name, value in result.items()}
