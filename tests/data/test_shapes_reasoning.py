@@ -47,6 +47,14 @@ def test_everything_follows_from_the_seed():
     assert not same(one, other)
 
 
+def test_sentences_of_some_types_only():
+    sentences = {pair.sentence for pair in module(types=["left or right"]).pairs("train")}
+    assert sentences
+    assert all(" left picture" in sentence or " right picture" in sentence for sentence in sentences)
+    with pytest.raises(ValueError, match="statements of type 'lft or right' asked for; .*did you mean 'left or right'"):
+        module(types=["lft or right"])
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="val_pairs is 0; set it to 1 or more"):
         module(val_pairs=0)

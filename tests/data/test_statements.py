@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.data.test_questions import COLOUR, MANY, PLACE, RELATION, SHAPE, SIZE, level, lies, look, meant, skeleton
 from upop.data.scenes import Scene, Thing, random_scene, scenes
-from upop.data.statements import PAIRS_PER_SENTENCE, pairs, statements, vocabulary
+from upop.data.statements import PAIRS_PER_SENTENCE, TYPES, pairs, statements, vocabulary
 
 anything = st.integers(0, 10**6).map(lambda seed: random_scene(random.Random(seed)))
 
@@ -240,7 +240,23 @@ def test_sentences_and_pairs_are_the_same_on_every_machine():
     ]
 
 
+def test_some_types_alone_are_said_where_they_are_wanted():
+    names = {
+        "side" if name == "left or right" else "sum" if name in ("exactly", "at least") else name for name in TYPES
+    }
+    assert names == {name for name, _, _ in RULES}
+    wanted = pairs(WORLD, 200, types=["left or right", "none"])
+    judged = [judge(pair.sentence, WORLD[pair.left], WORLD[pair.right]) for pair in wanted]
+    assert {name for name, *_ in judged} == {"side", "none"}
+    assert [truth for *_, truth in judged] == [pair.label for pair in wanted]
+    assert pairs(WORLD, 40, types=TYPES) == pairs(WORLD, 40)
+
+
 def test_impossible_wishes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"type 'left or write' asked for; there are \['both', .*; did you mean 'left or right'"
+    ):
+        pairs(WORLD, 4, types=["left or write"])
     with pytest.raises(ValueError, match="0 pairs asked for; ask for at least 1"):
         pairs(WORLD, 0)
     with pytest.raises(

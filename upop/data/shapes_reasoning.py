@@ -49,6 +49,9 @@ class ShapesReasoning(ShapesDataModule[PairedImages], ReasoningDataModule):
         train_pairs: Number of training pairs, made of the training scenes.
         val_pairs: Number of validation pairs.
         test_pairs: Number of test pairs.
+        types: Types of sentences: ``left or right`` (what one of the pictures shows), ``both``, ``one``, ``any``,
+            ``none``, ``only``, ``same``, ``one and other``, ``more``, ``as many``, ``exactly``, ``at least``. Empty for
+            all, which a small model does not learn in minutes.
         swap: Let every second training pair change sides, and *left* and *right* in its sentence with it. Leave it off:
             sentences also tell things apart by the sides that they lie on.
         **shared: As :class:`~upop.data.shapes.ShapesDataModule` and
@@ -60,14 +63,17 @@ class ShapesReasoning(ShapesDataModule[PairedImages], ReasoningDataModule):
         train_pairs: int = 8000,
         val_pairs: int = 400,
         test_pairs: int = 400,
+        types: Sequence[str] = (),
         swap: bool = False,
         **shared: Any,  # noqa: ANN401 (the base classes' own, which jsonargparse finds)
     ) -> None:
         super().__init__(swap=swap, **shared)
         at_least(1, train_pairs=train_pairs, val_pairs=val_pairs, test_pairs=test_pairs)
+        statements.check_types(types)
+        self.types = tuple(types)
         self.pair_counts: dict[Split, int] = {"train": train_pairs, "val": val_pairs, "test": test_pairs}
 
     def _open(self) -> dict[Split, PairedImages]:
         of = self._scenes()
-        said = {split: statements.pairs(of[split], self.pair_counts[split], self.seed) for split in SPLITS}
+        said = {split: statements.pairs(of[split], self.pair_counts[split], self.seed, self.types) for split in SPLITS}
         return {split: ShapesPairs(of[split], said[split], self.seed) for split in SPLITS}

@@ -8,9 +8,7 @@ Who sees only the sentence cannot know its truth: :func:`pairs` finds as many pa
 as pairs that make it false, and :func:`statements` takes a sentence from like ones of which some are true and some
 false. Most false sentences would be true, and most true ones false, were it for one of the two pictures.
 
-In this module the *measure* of a topic is what of one picture matters to a sentence, and the *verdict* goes from the
-measures of both pictures to true or false. A measure is None where its picture does not decide; that of something to
-be seen is 1.0 where it is there, 0.5 where it nearly is, and 0.0 elsewhere.
+The *verdict* of a sentence goes from the measures of both pictures (see :mod:`upop.data.topics`) to true or false.
 """
 
 from __future__ import annotations
@@ -20,14 +18,16 @@ import itertools
 import operator
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from upop.data.captions import ENTAIL, NUMBERS
-from upop.data.questions import FORMS, OPPOSITE, VALUES, described, fits, with_article
-from upop.data.scenes import BACKGROUNDS, SHAPES, SIZES, Relation, Scene, Thing
+from upop.data.captions import NUMBERS
+from upop.data.questions import VALUES
+from upop.data.scenes import BACKGROUNDS, Scene
+from upop.data.topics import CLAIMS, COUNTED, SIGHTS, Topic, attribute_of, one_and_other, things_by
+from upop.messages import closest
 
 PAIRS_PER_SENTENCE = 4
 """Pairs that :func:`pairs` finds for a sentence at a time: half true, half false."""
@@ -40,7 +40,6 @@ MOST_FAILURES = 1000
 NEAR = 3
 """How much likelier a pair is taken if another picture on one of its sides can change the truth."""
 
-Measure = Callable[[Scene], Any]
 Verdict = Callable[[Any, Any], bool]
 Measures = tuple[Any, Any]
 """Measures of the left picture and of the right one."""
@@ -88,7 +87,7 @@ def statements(left: Scene, right: Scene, seed: int = 0) -> tuple[Statement, ...
     return tuple(found)
 
 
-def pairs(scenes: Sequence[Scene], count: int, seed: int = 0) -> list[Pair]:
+def pairs(scenes: Sequence[Scene], count: int, seed: int = 0, types: Sequence[str] = ()) -> list[Pair]:
     """Sentences, and for each some pairs of scenes of which half make it true.
 
     The first pairs of a longer list are the shorter list. A sentence comes more than once only in a list of
@@ -98,20 +97,22 @@ def pairs(scenes: Sequence[Scene], count: int, seed: int = 0) -> list[Pair]:
         scenes: Different scenes to take the pairs from, at least two.
         count: Number of pairs; the last sentence has fewer if this is no multiple of :data:`PAIRS_PER_SENTENCE`.
         seed: Which sentences are drawn, and which pairs.
+        types: Types of sentences to draw from, of :data:`TYPES`; empty for all.
 
     Raises:
-        ValueError: If ``count`` is below 1, or the scenes are too few for that many pairs.
+        ValueError: If ``count`` is below 1, a type is unknown, or the scenes are too few for that many pairs.
     """
     if count < 1:
         raise ValueError(f"{count} pairs asked for; ask for at least 1")
+    check_types(types)
     generator = random.Random(f"pairs {seed}")
-    types = list(_FAMILIES.values())
+    drawn_from = [_FAMILIES[name] for name in TYPES if name in types or not types]
     groups: dict[str, int] = {}
     drawn: Counter[str] = Counter()
     found: dict[Pair, None] = {}
     failures = 0
     while len(found) < count:
-        family = generator.choice(generator.choice(types))
+        family = generator.choice(generator.choice(drawn_from))
         topic = generator.choice(family.topics)
         sentence = generator.choice(family.ways).replace("...", topic.words)
         some: dict[Pair, None] = {}
@@ -132,6 +133,18 @@ def pairs(scenes: Sequence[Scene], count: int, seed: int = 0) -> list[Pair]:
     return list(found)[:count]
 
 
+def check_types(types: Sequence[str]) -> None:
+    """Refuse types of sentences that are none of :data:`TYPES`.
+
+    Raises:
+        ValueError: With those that there are.
+    """
+    for name in types:
+        if name not in TYPES:
+            near = closest(str(name), TYPES)
+            raise ValueError(f"statements of type {name!r} asked for; there are {list(TYPES)}{near}")
+
+
 def vocabulary() -> tuple[str, ...]:
     """Every word that a statement may use, sorted."""
     families = list(itertools.chain(*_FAMILIES.values()))
@@ -141,24 +154,16 @@ def vocabulary() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Topic:
-    """What a sentence is about: in words, and as what of a picture matters to it."""
-
-    words: str
-    measure: Measure
-
-
-@dataclass(frozen=True)
 class _Family:
     """Sentences, with ``...`` for their topic, of which no topic makes one likelier to be true than another."""
 
     ways: tuple[str, ...]
-    topics: Sequence[_Topic]
+    topics: Sequence[Topic]
     verdict: Verdict
 
     def say(self, left: Scene, right: Scene, generator: random.Random) -> Statement | None:
         """One of the sentences, if some are true of the two scenes and some false."""
-        topics: dict[Measures, list[_Topic]] = {}
+        topics: dict[Measures, list[Topic]] = {}
         for topic in self.topics:
             topics.setdefault((topic.measure(left), topic.measure(right)), []).append(topic)
         drawn = self._draw(topics, 1, generator)
@@ -168,7 +173,7 @@ class _Family:
         text = generator.choice(self.ways).replace("...", generator.choice(topics[measures]).words)
         return Statement(text, label, int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
 
-    def find(self, topic: _Topic, scenes: Sequence[Scene], generator: random.Random) -> list[tuple[int, int, bool]]:
+    def find(self, topic: Topic, scenes: Sequence[Scene], generator: random.Random) -> list[tuple[int, int, bool]]:
         """Numbers of two scenes and the truth of the sentence on the topic, half of them true; or nothing."""
         numbers: dict[Any, list[int]] = {}
         for number in generator.sample(range(len(scenes)), min(len(scenes), SCENES_SEARCHED)):
@@ -197,134 +202,26 @@ class _Family:
         return generator.sample(drawn, len(drawn))
 
 
-def _wanted(*form: str) -> list[dict[str, str]]:
-    return [dict(zip(form, values, strict=True)) for values in itertools.product(*(VALUES[what] for what in form))]
-
-
-def _seen(wanted: Mapping[str, str]) -> _Topic:
-    """A thing with these attributes; nearly, where one of them is there."""
-
-    def measure(scene: Scene) -> float:
-        if any(fits(thing, wanted) for thing in scene.things):
-            return 1.0
-        return 0.5 if any(fits(thing, {what: wanted[what]}) for thing in scene.things for what in wanted) else 0.0
-
-    return _Topic(with_article(described(wanted)), measure)
-
-
-def _seen_beside(attribute: str, first: str, relation: Relation, second: str) -> _Topic:
-    """A thing beside another; nearly, where it is on the other side. Undecided where two of them are level."""
-
-    def measure(scene: Scene) -> float | None:
-        found = [
-            _is_beside(scene, one, relation, other)
-            for one, other in itertools.permutations(scene.things, 2)
-            if getattr(one, attribute) == first and getattr(other, attribute) == second
-        ]
-        return None if None in found else max(filter(None, found), default=0.0)
-
-    one, other = (with_article(described({attribute: value})) for value in (first, second))
-    return _Topic(f"{one} {ENTAIL[relation]} {other}", measure)
-
-
-def _is_beside(scene: Scene, one: Thing, relation: Relation, other: Thing) -> float | None:
-    """1.0 where the relation holds, 0.5 where the opposite does, and None between."""
-    pair = scene.things.index(one), scene.things.index(other)
-    found = [said for first, said, second in scene.relations() if (first, second) == pair]
-    return 1.0 if relation in found else 0.5 if OPPOSITE[relation] in found else None
-
-
-def _whole(words: str, what: Callable[[Scene], object], wanted: object) -> _Topic:
-    """Something about a picture as a whole."""
-    return _Topic(words, lambda scene: float(what(scene) == wanted))
-
-
-def _only(scene: Scene, wanted: Mapping[str, str]) -> Thing | None:
-    """The one thing with these attributes, None where it is not one."""
-    found = [thing for thing in scene.things if fits(thing, wanted)]
-    return found[0] if len(found) == 1 else None
-
-
-def _attribute(wanted: Mapping[str, str], attribute: str) -> _Topic:
-    """An attribute of the one thing that is meant."""
-    return _Topic(f"the {described(wanted)}", lambda scene: getattr(_only(scene, wanted), attribute, None))
-
-
-def _claim(wanted: Mapping[str, str], attribute: str, value: str) -> _Topic:
-    """That the one thing that is meant has an attribute."""
-    subject = _attribute(wanted, attribute)
-    words = {"shape": with_article(value), "place": f"at the {value}"}.get(attribute, value)
-
-    def measure(scene: Scene) -> float | None:
-        own = subject.measure(scene)
-        return None if own is None else float(own == value)
-
-    return _Topic(f"{subject.words} is {words}", measure)
-
-
-def _claim_beside(first: str, relation: Relation, second: str) -> _Topic:
-    """That one thing lies so towards another, both named by their shapes."""
-
-    def measure(scene: Scene) -> float | None:
-        one, other = _only(scene, {"shape": first}), _only(scene, {"shape": second})
-        return None if one is None or other is None else _is_beside(scene, one, relation, other)
-
-    return _Topic(f"the {first} is {ENTAIL[relation]} the {second}", measure)
-
-
-def _number(wanted: Mapping[str, str]) -> _Topic:
-    """How many things have these attributes."""
-    return _Topic(described(wanted, many=True), lambda scene: sum(fits(thing, wanted) for thing in scene.things))
-
-
-def _one_and_other(first: str, second: str) -> _Topic:
-    words = f"a {first} background and the other one a {second} background"
-    return _Topic(words, lambda scene: {first: "first", second: "second"}.get(scene.background, "neither"))
-
-
-_SIGHTS = (
-    *([_seen(wanted) for wanted in _wanted(*form)]
-      for form in (*FORMS, ("place",), ("colour", "place"), ("shape", "place"))),
-    *([_seen_beside(what, first, relation, second)
-       for first, second in itertools.permutations(VALUES[what], 2) for relation in OPPOSITE]
-      for what in ("colour", "shape")),
-    [_whole(f"a {colour} background", lambda scene: scene.background, colour) for colour in BACKGROUNDS],
-    [_whole(f"exactly {NUMBERS[number]} things", lambda scene: len(scene.things), number) for number in (2, 3)],
-    [_whole(f"only {size} things", lambda scene: {thing.size for thing in scene.things}, {size}) for size in SIZES],
-)  # fmt: skip
-"""What a picture may show, in lists of like topics."""
-
-_CLAIMS = (
-    [_claim_beside(first, relation, second)
-     for first, second in itertools.permutations(SHAPES, 2) for relation in OPPOSITE],
-    *([_claim(wanted, what, value) for wanted in _wanted(named) for value in VALUES[what]]
-      for named in ("colour", "shape") for what in VALUES if what != named),
-)  # fmt: skip
-"""What may hold in a picture, in lists of like topics."""
-
-_COUNTED = tuple([_number(wanted) for wanted in _wanted(*form)] for form in ((), ("size",), ("colour",), ("shape",)))
-"""What may be counted, in lists of like topics."""
-
 _TOTALS = ((4, 5, 6), (2, 3, 4), (2, 3), (2, 3))
 """For each of these lists, how many a sentence may count in the two pictures together."""
 _NUMBERS = (*NUMBERS, "four", "five", "six")
 
-_Like = tuple[str, Verdict, Iterable[Sequence[_Topic]], tuple[str, ...]]
+_Like = tuple[str, Verdict, Iterable[Sequence[Topic]], tuple[str, ...]]
 """Sentences: their type, verdict, lists of like topics, and words."""
 
 
 def _judged() -> Iterator[_Like]:
     """In which of the pictures something is so."""
-    for topics, one, two in ((_SIGHTS, "{} shows ...", "{} show ..."), (_CLAIMS, "in {} ...", "in {} ...")):
+    for topics, one, two in ((SIGHTS, "{} shows ...", "{} show ..."), (CLAIMS, "in {} ...", "in {} ...")):
         yield "both", lambda a, b: a == b == 1, topics, (two.format("both pictures"), one.format("each picture"))
         ways = one.format("exactly one of the pictures"), one.format("exactly one picture")
         yield "one", lambda a, b: (a == 1) != (b == 1), topics, ways
         ways = one.format("at least one of the pictures"), one.format("at least one picture")
         yield "any", lambda a, b: a == 1 or b == 1, topics, ways
         yield from _of_either("left or right", lambda a, _: a == 1, topics, one.format("the {} picture"))
-    yield "none", lambda a, b: a != 1 != b, _SIGHTS, ("neither picture shows ...", "no picture shows ...")
+    yield "none", lambda a, b: a != 1 != b, SIGHTS, ("neither picture shows ...", "no picture shows ...")
     ways = "only the {} picture shows ...", "the {} picture shows ... and the {} one does not"
-    yield from _of_either("only", lambda a, b: a == 1 != b, _SIGHTS, *ways)
+    yield from _of_either("only", lambda a, b: a == 1 != b, SIGHTS, *ways)
 
 
 def _compared() -> Iterator[_Like]:
@@ -334,26 +231,26 @@ def _compared() -> Iterator[_Like]:
             f"the {{}} picture shows {word} ... than the {{}} one",
             f"there are {word} ... in the {{}} picture than in the {{}} one",
         )
-        yield from _of_either("more", verdict, _COUNTED, *ways)
+        yield from _of_either("more", verdict, COUNTED, *ways)
     ways = "both pictures show the same number of ...", "there are as many ... in the left picture as in the right one"
-    yield "as many", operator.eq, _COUNTED, ways
-    for like, totals in zip(_COUNTED, _TOTALS, strict=True):
+    yield "as many", operator.eq, COUNTED, ways
+    for like, totals in zip(COUNTED, _TOTALS, strict=True):
         for total, (words, compare) in itertools.product(totals, (("exactly", operator.eq), ("at least", operator.ge))):
             there = f"{words} {_NUMBERS[total]} ... in all"
             ways = f"there are {there}", f"the pictures show {there}"
             yield words, partial(_sums, compare, total), [like], ways
     for what in VALUES:
-        topics = [[_attribute(wanted, what) for wanted in _wanted(by)] for by in ("colour", "shape") if by != what]
+        topics = [[attribute_of(wanted, what) for wanted in things_by(by)] for by in ("colour", "shape") if by != what]
         if what == "colour":
-            topics.append([_Topic("the background", lambda scene: scene.background)])
+            topics.append([Topic("the background", lambda scene: scene.background)])
         yield "same", operator.eq, topics, (f"... has the same {what} in both pictures",)
         yield "same", operator.ne, topics, (f"... has a different {what} in each picture",)
-    two = [[_one_and_other(*pair) for pair in itertools.permutations(BACKGROUNDS, 2)]]
+    two = [[one_and_other(*pair) for pair in itertools.permutations(BACKGROUNDS, 2)]]
     ways = "one picture has ...", "one picture shows ..."
     yield "one and other", lambda a, b: {a, b} == {"first", "second"}, two, ways
 
 
-def _of_either(name: str, verdict: Verdict, topics: Iterable[Sequence[_Topic]], *ways: str) -> Iterator[_Like]:
+def _of_either(name: str, verdict: Verdict, topics: Iterable[Sequence[Topic]], *ways: str) -> Iterator[_Like]:
     """The same said of either picture, with gaps for it and for the other one."""
     yield name, verdict, topics, tuple(way.format("left", "right") for way in ways)
     yield name, lambda a, b: verdict(b, a), topics, tuple(way.format("right", "left") for way in ways)
@@ -369,3 +266,5 @@ _FAMILIES = {
     for name, *_ in _LIKE
 }
 """All that can be said, by type."""
+TYPES = tuple(_FAMILIES)
+"""Types of statements, by what is said of the two pictures."""
