@@ -1,5 +1,6 @@
 """What every data module does: resume exactly, refuse what does not fit, show its settings."""
 
+import gc
 import inspect
 from contextlib import nullcontext
 from pathlib import Path
@@ -175,3 +176,24 @@ def test_every_setting_is_documented(kind):
     text = "".join(inspect.getdoc(part) or "" for part in kind.__mro__ if part.__module__.startswith("upop"))
     names = [action.dest.removeprefix("data.") for action in parser._actions if action.dest.startswith("data.")]
     assert [name for name in names if f"\n    {name}: " not in text] == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_opening_looks_for_no_garbage_and_leaves_the_collector_as_it_was(monkeypatch, enabled):
+    data = upop.data.ShapesRetrieval(train_scenes=2, val_scenes=1, test_scenes=1)
+    states = []
+
+    def opened():
+        states.append(gc.isenabled())
+        raise ValueError("broken file")
+
+    monkeypatch.setattr(data, "_open", opened)
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ValueError, match="broken file"):
+            data.check()
+        assert states == [False]
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
@@ -102,6 +103,17 @@ def test_paths_stay_inside():
             inside(path, "here")
     with pytest.raises(ValueError, match="here: 'image' has half a character"):
         inside("\udcff.jpg", "here")
+
+
+@given(st.text("ab.-_/\\: ", max_size=12))
+def test_paths_known_at_a_glance_are_those_that_pathlib_finds_inside(image):
+    path = PurePosixPath(image.replace("\\", "/"))
+    leaves = path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]
+    try:
+        assert inside(image, "here") == str(path)
+        assert not leaves
+    except ValueError:
+        assert leaves
 
 
 def test_values_are_called_by_their_kind():

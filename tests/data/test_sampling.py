@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upop.data import sampling
-from upop.data.sampling import EvalSampler, TrainLoader, TrainSampler, drawing, seed_of, train_loader
+from upop.data.sampling import EvalLoader, EvalSampler, TrainLoader, TrainSampler, drawing, seed_of, train_loader
 
 
 def on(monkeypatch, rank, world):
@@ -59,6 +59,22 @@ def test_evaluation_shares_are_the_whole_without_repeats(samples, world):
             assert len(sampler) == len(list(sampler))
             shares.append(list(sampler))
     assert sorted(itertools.chain.from_iterable(shares)) == list(range(samples))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_rank_without_samples_evaluates_one_empty_batch(monkeypatch, workers):
+    found = []
+    for rank in range(3):
+        on(monkeypatch, rank, 3)
+        loader = EvalLoader(
+            range(2),
+            batch_size=4,
+            sampler=EvalSampler(range(2)),
+            num_workers=workers,
+            collate_fn=lambda rows: {"n": rows},
+        )
+        found.append((len(loader), list(loader), list(loader)))
+    assert found == [(1, [{"n": [0]}], [{"n": [0]}]), (1, [{"n": [1]}], [{"n": [1]}]), (1, [{}], [{}])]
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -5,7 +5,7 @@ from upop.data.topics import CLAIMS, COUNTED, SIGHTS, Topic, attribute_of
 
 RED_CIRCLE = Thing(0, "circle", "red", "small")
 BLUE_CIRCLE = Thing(3, "circle", "blue", "large")
-BLUE_STAR = Thing(3, "star", "blue", "large")
+BLUE_STAR = Thing(2, "star", "blue", "large")
 
 
 def measures(lists: tuple[list[Topic], ...], scene: Scene) -> dict[str, object]:

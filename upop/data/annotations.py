@@ -84,14 +84,15 @@ def read_karpathy(path: str | Path) -> Splits:
         ValueError: If it is not JSON of this layout; the message names the entry.
     """
     path = Path(path)
-    data = read_json(path)
+    data = read_json(path, _without_tokens)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise ValueError(
             f"{str(path)!r} is not a Karpathy file: expected an object with a list 'images', found {contents(data)}"
         )
     found_splits: Splits = {split: [] for split in SPLITS}
+    file = repr(str(path))
     for number, entry in enumerate(data["images"]):
-        where = f"{str(path)!r}, entry {number} of 'images'"
+        where = f"{file}, entry {number} of 'images'"
         name = text(entry, "filename", where)
         split = text(entry, "split", where)
         if split not in KARPATHY_SPLITS:
@@ -117,9 +118,12 @@ def read_blip(path: str | Path) -> list[Record]:
     path = Path(path)
     captions: dict[str, list[str]] = {}
     ids: dict[str, str] = {}
+    file = repr(str(path))
     for number, entry in enumerate(read_blip_list(path)):
-        where = f"{str(path)!r}, entry {number}"
-        image = inside(text(entry, "image", where), where)
+        where = f"{file}, entry {number}"
+        image = text(entry, "image", where)
+        if image not in captions:
+            image = inside(image, where)
         caption = entry.get("caption")
         if isinstance(caption, list):
             if image in captions:
@@ -157,6 +161,12 @@ def _checked(splits: Splits, path: Path) -> Splits:
                 )
             where[record.image] = split
     return splits
+
+
+def _without_tokens(entry: dict[str, Any]) -> dict[str, Any]:
+    """Drop the words of a sentence, which are most of a Karpathy file."""
+    entry.pop("tokens", None)
+    return entry
 
 
 def _id(given: Any, image: str) -> str:  # noqa: ANN401 (anything that JSON can hold)

@@ -6,8 +6,10 @@ task has one that makes batches of it, and each data set one that opens it.
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -15,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from upop.data.annotations import SPLITS, Split
-from upop.data.sampling import EvalSampler, Samples, TrainLoader, train_loader
+from upop.data.sampling import EvalLoader, EvalSampler, Samples, TrainLoader, train_loader
 from upop.data.settings import at_least, one_of
 from upop.data.texts import Texts, text_limit
 from upop.data.transforms import AUGMENTS, Augment
@@ -28,6 +30,18 @@ class Prepared(Protocol):
         """Called before the images are loaded for a model, ahead of any worker; a second call is cheap."""
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage meanwhile: millions of objects that all stay would be gone through again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 Content = TypeVar("Content", bound=Prepared)
 
 
@@ -35,7 +49,8 @@ class TaskDataModule(LightningDataModule, ABC, Generic[Content]):
     """Loaders over train, val and test for one task.
 
     Call :meth:`check` first (it needs no model), :meth:`set_processor` next, and then the loaders. In a distributed run
-    the ranks share all evaluation out, rows come in any order, and ``index`` says which is which.
+    the ranks share all evaluation out, rows come in any order, and ``index`` says which is which. A rank for which no
+    sample is left gets one batch that is empty.
 
     Args:
         batch_size: Training samples per process and step.
@@ -93,7 +108,8 @@ class TaskDataModule(LightningDataModule, ABC, Generic[Content]):
             ValueError: If a file is not what it should be, or the settings do not fit the data.
         """
         if not self._contents:
-            contents = self._open()
+            with _uncollected():
+                contents = self._open()
             self._fit_settings(contents)
             self._contents = contents
 
@@ -162,7 +178,7 @@ class TaskDataModule(LightningDataModule, ABC, Generic[Content]):
         return train_loader(dataset, len(dataset), self.batch_size, self.seed, self.num_workers, dataset.collate)
 
     def _eval_loader(self, dataset: Samples, workers: int | None = None) -> DataLoader:
-        return DataLoader(
+        return EvalLoader(
             dataset, batch_size=self.eval_batch_size, sampler=EvalSampler(dataset), collate_fn=dataset.collate,
             num_workers=self.num_workers if workers is None else workers,
             pin_memory=torch.cuda.is_available(), generator=torch.Generator(),

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,8 +73,10 @@ def locate(splits: Splits, root: str | Path, folders: Sequence[str]) -> Splits:
     """Find the images of all splits, as :func:`locate_paths`, and return the records with paths that exist."""
     images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
     found = dict(zip(images, locate_paths(images, root, folders), strict=True))
+    moved = {image: path for image, path in found.items() if path != image}
     return {
-        split: [replace(record, image=found[record.image]) for record in records] for split, records in splits.items()
+        split: [replace(record, image=moved[record.image]) if record.image in moved else record for record in records]
+        for split, records in splits.items()
     }
 
 
@@ -119,15 +121,30 @@ def search_paths(
             f"no image directory at {str(root)!r}; images takes the directory that holds the images"
         )
     listing = Listing(root)
-    bare = [PurePosixPath(image).name for image in images]
-    spellings = [images] if bare == images or len(set(bare)) < len(bare) else [images, bare]
-    layouts = [[f"{folder}/{name}" if folder else name for name in names] for names in spellings for folder in folders]
-    best = max(layouts, key=lambda paths: sum(path in listing for path in paths))
-    if mixed:
-        ways = zip(best, *layouts, strict=True)  # per image: the best path, and every other
+    best: Sequence[str] = ()
+    most, tried = -1, []
+    for paths in _layouts(images, folders):
+        tried.append(paths)
+        found = sum(path in listing for path in paths)
+        if found > most:
+            best, most = paths, found
+        if most == len(images):  # no layout finds more
+            break
+    if mixed and most < len(images):
+        ways = zip(best, *tried, strict=True)  # per image: the best path, and every other
         best = [next((path for path in paths if path in listing), paths[0]) for paths in ways]
     _refuse_strays(images, best, listing)
-    return best, [path for path in best if path not in listing]
+    return list(best), [path for path in best if path not in listing]
+
+
+def _layouts(images: Sequence[str], folders: Sequence[str]) -> Iterator[list[str]]:
+    """Paths of all images in every folder, as the annotations name them, and then by their bare file names."""
+    for folder in folders:
+        yield [f"{folder}/{image}" if folder else image for image in images]
+    bare = [image.rpartition("/")[2] for image in images]
+    if bare != images and len(set(bare)) == len(bare):
+        for folder in folders:
+            yield [f"{folder}/{name}" if folder else name for name in bare]
 
 
 def _refuse_strays(images: Sequence[str], paths: Sequence[str], listing: Listing) -> None:

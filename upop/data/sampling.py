@@ -122,6 +122,19 @@ class EvalSampler(DistributedSampler):
         return iter(self.mine)
 
 
+class EvalLoader(DataLoader):
+    """A loader that hands out one batch, and an empty one, where its rank has no sample.
+
+    Lightning would leave out the evaluation on that rank, and the others would wait for it for ever.
+    """
+
+    def __len__(self) -> int:
+        return max(1, super().__len__())
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return super().__iter__() if super().__len__() else iter([{}])
+
+
 class TrainLoader(DataLoader):
     """A loader that knows how many batches of the epoch it has handed out, and can go on from there.
 
