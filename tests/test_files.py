@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -5,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from upop.files import whole_directory, write_atomic, write_json, write_text
+from upop.files import (
+    DiskFullError,
+    free_bytes,
+    is_full_disk,
+    whole_directory,
+    write_atomic,
+    write_json,
+    write_text,
+)
 
 
 class Power(BaseException):
@@ -120,3 +129,54 @@ def test_a_directory_takes_the_place_of_the_whole_old_one(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path, error):
+    def no_room(temporary: Path):
+        temporary.write_text("ne")
+        raise error
+
+    with pytest.raises(
+        DiskFullError, match=r"^no room for '.*new\.txt': \d.* [GM]B are free on its disk; free some, or"
+    ):
+        write_atomic(tmp_path / "new.txt", no_room)
+    write_text(tmp_path / "facts.json", "old")
+    with pytest.raises(DiskFullError, match="on its disk; the facts.json of before is whole; free some, or go on in"):
+        write_atomic(tmp_path / "facts.json", no_room)
+    assert os.listdir(tmp_path) == ["facts.json"]
+
+    def fill_half():
+        with whole_directory(tmp_path / "out") as temporary:
+            (temporary / "a").write_text("ne")
+            raise error
+
+    with pytest.raises(DiskFullError, match="^no room for '.*out': "):
+        fill_half()
+    assert os.listdir(tmp_path) == ["facts.json"]
+
+
+def test_the_cause_of_an_error_counts_and_other_errors_stay(tmp_path):
+    def wrapped():
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 576 vs 534") from error
+
+    with pytest.raises(RuntimeError) as found:
+        wrapped()
+    assert is_full_disk(found.value)
+    assert not is_full_disk(OSError(errno.EIO, "broken"))
+    with pytest.raises(PermissionError):
+        write_atomic(tmp_path / "x", lambda _: (_ for _ in ()).throw(PermissionError("no")))
+
+
+def test_the_room_of_a_path_that_is_not_there_is_that_of_its_disk(tmp_path):
+    assert free_bytes(tmp_path / "a" / "b") == pytest.approx(free_bytes(tmp_path), rel=0.1)

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations, parametrize
 from tests import tiny
 from tests.plans import random_plan
 from upop.families import find_sites
-from upop.masks import Masks, has_masks, mask_values, unit_norms
+from upop.masks import Masks, check_same, has_masks, mask_values, unit_norms
 from upop.structure import KINDS, Cut, Layer, Plan, Site
 
 MODELS = pytest.mark.parametrize("name", tiny.MODELS)
@@ -307,3 +307,28 @@ def test_unit_norms_do_not_see_the_masks(name):
         for parameter in scaled.parameters():
             parameter.mul_(2)
     assert all(torch.allclose(value, 2 * without[key]) for key, value in unit_norms(scaled, sites).items())
+
+
+def test_a_fingerprint_tells_any_bit_of_any_mask():
+    _, sites, masks = masked("clip")
+    values = random_masks(sites)
+    masks.write_(values)
+    _, _, twin = masked("clip")
+    twin.write_(values)
+    assert masks.fingerprint() == twin.fingerprint() < 2**63
+    for site in sites:
+        value = values[site.name].clone()
+        value[-1] = torch.nextafter(value[-1], torch.tensor(2.0))
+        twin.write_({site.name: value})
+        assert twin.fingerprint() != masks.fingerprint()
+        twin.write_(values)
+
+
+def test_masks_that_are_not_the_same_on_all_ranks_are_refused_with_the_ranks():
+    check_same([7, 7, 7], step=3)
+    with pytest.raises(ValueError, match=r"at step 3 the masks of ranks \[1\] differ from those of the other 2"):
+        check_same([7, 8, 7], step=3)
+    with pytest.raises(ValueError, match=r"masks of ranks \[1\] differ from those of the other 1.*last checkpoint"):
+        check_same([7, 8], step=3)
+    with pytest.raises(ValueError, match=r"masks of ranks \[0, 3\] differ"):
+        check_same([1, 7, 7, 2], step=3)

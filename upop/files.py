@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
+"""What libraries that hide the error number say."""
+
+
+class DiskFullError(OSError):
+    """There is no room for a file; what was there before it is whole."""
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -22,23 +31,75 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
         write: Called with the temporary path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
+    with full_disk_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.chmod(name, 0o666 & ~umask())
+            with open(name, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn the many errors of a full disk into one that says what to do.
+
+    Args:
+        path: File or directory that is written in the with-block.
+
+    Raises:
+        DiskFullError: If there was no room.
+    """
     try:
-        write(Path(name))
-        os.chmod(name, 0o666 & ~umask())
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except DiskFullError:
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        before = f"; the {path.name} of before is whole" if path.exists() else ""
+        raise DiskFullError(
+            f"no room for {str(path)!r}: {megabytes(free_bytes(path))} are free on its disk{before}; free some, or go "
+            "on in a run_dir on a larger disk (copy this one there), and run the same command again"
+        ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether ``error`` was caused by a full disk; torch and safetensors raise errors of their own of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(text in str(error) for text in FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk of ``path``, which need not exist."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes as a person reads it.
+
+    >>> megabytes(1_234_567), megabytes(12_345_678_901)
+    ('1.2 MB', '12.3 GB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,16 +128,17 @@ def whole_directory(directory: Path) -> Iterator[Path]:
 
     If the block fails, nothing is left of it, and an older directory stays as it was.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~umask())
-        sync(temporary)
-        _replace(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with full_disk_explained(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o777 & ~umask())
+            sync(temporary)
+            _replace(temporary, directory)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _replace(temporary: Path, directory: Path) -> None:

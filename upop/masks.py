@@ -13,6 +13,7 @@ Shapes: ``U`` units of a site, ``O`` output features of a layer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +120,13 @@ class Masks:
             for name, mask in self._masks.items()
         }
 
+    def fingerprint(self) -> int:
+        """A number of 63 bits that differs when any bit of any mask does, up to one chance in as many."""
+        digest = hashlib.blake2b(digest_size=8)
+        for mask in self._masks.values():
+            digest.update(mask.value.detach().cpu().numpy().tobytes())
+        return int.from_bytes(digest.digest(), "big") >> 1
+
     def clear(self) -> None:
         """Forget the gradients collected so far."""
         for mask in self._masks.values():
@@ -172,6 +180,27 @@ def mask_values(sites: Sequence[Site], plan: Plan, dropped: float = 0.0) -> dict
     return values
 
 
+def check_same(fingerprints: Sequence[int], step: int) -> None:
+    """Refuse masks that differ between ranks, which would train models that are not the same.
+
+    Args:
+        fingerprints: What :meth:`Masks.fingerprint` gave on each rank, in their order.
+        step: Optimizer steps taken, for the message.
+
+    Raises:
+        ValueError: If they differ; on every rank, where every rank asks.
+    """
+    usual = max(fingerprints, key=fingerprints.count)  # the first of equally many, rank 0's if in doubt
+    others = [rank for rank, found in enumerate(fingerprints) if found != usual]
+    if others:
+        raise ValueError(
+            f"at step {step} the masks of ranks {others} differ from those of the other "
+            f"{len(fingerprints) - len(others)}: they no longer train the same model; check that all ranks run the "
+            "same versions on the same kind of device, that no callback writes masks or weights on some ranks only, "
+            "and the memory of those devices; then run the same command to go on from the last checkpoint"
+        )
+
+
 def has_masks(module: nn.Module) -> bool:
     """Whether masks are attached to a layer of ``module``."""
     return any(isinstance(part, RowMask) for part in module.modules())
@@ -185,7 +214,7 @@ def unit_norms(model: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
     sizes comparable.
 
     Args:
-        model: Model, with or without masks; the masks do not count.
+        model: Model, with or without masks; the masks do not count. Where it is sharded, all ranks have to ask.
         sites: Its sites.
     """
     norms = {}
@@ -207,5 +236,7 @@ def unit_norms(model: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
 
 def _dense(layer: nn.Module, tensor: str) -> Tensor | None:
     parametrizations: Any = getattr(layer, "parametrizations", {})
-    value: Tensor | None = parametrizations[tensor].original if tensor in parametrizations else getattr(layer, tensor)
-    return value
+    value: Any = parametrizations[tensor].original if tensor in parametrizations else getattr(layer, tensor)
+    gather = getattr(value, "full_tensor", None)  # of a weight that is sharded over ranks
+    found: Tensor | None = gather() if gather else value
+    return found

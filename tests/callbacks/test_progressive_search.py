@@ -215,7 +215,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
     task, callback = Poisoned(), search()
     bound(callback, task, tmp_path / "plan.json")
     with pytest.warns(
-        UserWarning, match=r"mask gradients are not finite: left out step 2 " r"\(1 so far\), weights unchanged"
+        UserWarning, match=r"search: a gradient is not finite at step 2: left out \(1 so far\), weights unchanged"
     ):
         trainer(callback, tmp_path).fit(task, loader())
     assert callback.left_out == 1
@@ -228,7 +228,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
 def test_policies_without_gradients_are_guarded_too(tmp_path: Path, policy: str) -> None:
     task, callback = Poisoned(lr=0.01), search(policy=policy)
     bound(callback, task, tmp_path / "plan.json")
-    with pytest.warns(UserWarning, match="mask gradients are not finite"):
+    with pytest.warns(UserWarning, match="search: a gradient is not finite"):
         trainer(callback, tmp_path).fit(task, loader())
     assert callback.left_out == 1
     assert all(torch.isfinite(value).all() for value in task.state_dict().values())
@@ -399,8 +399,8 @@ def test_other_ranks_select_by_the_table_of_rank_zero(tmp_path: Path, monkeypatc
     monkeypatch.setattr(running.strategy, "broadcast", lambda own, src=0: asked.append(own) or shared)
     callback.setup(running, task, "fit")
     assert asked == [None]
-    assert callback._cost.latency is not None
-    assert callback._cost.latency.to_dict() == shared
+    assert callback.target.cost.latency is not None
+    assert callback.target.cost.latency.to_dict() == shared
     assert callback.budget.multiple_of, "chosen by the same numbers as on rank 0"
     callback.teardown(running, task, "fit")
 

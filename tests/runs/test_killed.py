@@ -34,6 +34,7 @@ def test_killed_at_random_moments_and_at_file_operations(config: dict[str, Any],
     config["model"]["init_args"] |= {"contrast": "queue", "queue_size": 12}
     config["data"]["init_args"]["augment"] = "light"
     config["distill"] = {"logits": 1.0, "features": 1.0}
+    config["checkpoints"] = {"every_minutes": 0.0005}  # also within epochs
     runs = [tmp_path / name for name in ("unbroken", *(f"killed{number}" for number in range(RUNS)))]
     recipe = write(config, tmp_path / "config.yaml")
     ended = subprocess.run(

@@ -2,38 +2,26 @@
 
 Source: UPop, Shi et al., ICML 2023, https://arxiv.org/abs/2301.13741, section 3 and algorithm 1. We deviate: scores
 accumulate in fp32 over the whole search under every precision (the authors' mixed precision keeps one mini-batch),
-costs are exact, and a step whose mask gradients are not finite is left out, counted and logged.
+costs are exact, and a step that is not finite is left out, counted and logged (:mod:`upop.callbacks.guards`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from upop.callbacks.fractions import removed_fractions
-from upop.cost import CostModel, LatencySettings, LatencyTable
-from upop.masks import Masks, mask_values, unit_norms
-from upop.search import (
-    AUTO,
-    Budget,
-    Price,
-    align,
-    check,
-    create,
-    device_multiples,
-    fraction,
-    price,
-    priorities,
-    select,
-    select_aligned,
-)
+from upop.callbacks.guards import StepGuard, scale
+from upop.callbacks.losses import MeanLoss
+from upop.callbacks.target import Target, returned
+from upop.cost import CostModel, LatencySettings
+from upop.masks import Masks, check_same, mask_values, unit_norms
+from upop.search import Budget, Price, create, fraction, priorities
 from upop.structure import Currency, Kind, Plan, Site
 
 LATENCY = LatencySettings()
@@ -95,24 +83,8 @@ class ProgressiveSearch(Callback):
             )
         if not 0.0 < settle <= 1.0:
             raise ValueError(f"search.settle is {settle!r}; it is a fraction of the search, above 0 and at most 1")
-        if isinstance(multiple_of, str) and multiple_of != AUTO:
-            raise ValueError(
-                f"search.multiple_of is {multiple_of!r}; give 'auto', or a multiple by kind, such as "
-                "{head_dim: 8, neuron: 64}"
-            )
         self.settle, self.latency = settle, latency
-        self.auto = multiple_of == AUTO
-        self.budget = Budget(
-            0.5 if removed is None and not fractions else removed,
-            of,
-            scope,
-            {} if isinstance(multiple_of, str) else dict(multiple_of or {}),  # type: ignore[arg-type]  # it checks them
-            dict(floor or {}),
-            dict(ceiling or {}),
-            allocation,
-            dict(fractions or {}),
-            tolerance,
-        )
+        self.target = Target(removed, of, scope, multiple_of, floor, ceiling, allocation, fractions, tolerance)
         self.units = tuple(units)
         self.policy_name, self.schedule, self.interval, self.seed = policy, schedule, interval, seed or 0
         create(policy, (), self.seed)
@@ -123,12 +95,22 @@ class ProgressiveSearch(Callback):
         self.finished = False
         self.price: Price | None = None
         self.history: list[dict[str, float]] = []
-        self._losses: list[Tensor] = []
-        self._sites: tuple[Site, ...] = ()
+        self._losses = MeanLoss()
+        self._guard = StepGuard(stop_after=0, phase="search")
         self._masks: Masks | None = None
         self._updated_at = -1
         self._settled: dict[str, Tensor] = {}
         self._restored: dict[str, Any] = {}
+
+    @property
+    def budget(self) -> Budget:
+        """What the search has to remove; its multiples, where ``auto``, as far as they are known."""
+        return self.target.budget
+
+    @property
+    def auto(self) -> bool:
+        """Whether multiples follow from the device."""
+        return self.target.auto
 
     def multiples(self, sites: Sequence[Site], device: str) -> dict[Kind, int]:
         """Multiples that the search starts from, by kind.
@@ -137,7 +119,7 @@ class ProgressiveSearch(Callback):
             sites: Sites of the task's model.
             device: Type of the device that the finished model will run on.
         """
-        return device_multiples(device, sites) if self.auto else dict(self.budget.multiple_of)
+        return self.target.multiples(sites, device)
 
     def bind(self, sites: Sequence[Site], cost: CostModel, plan_path: str | Path, device: str = "cpu") -> None:
         """Say what is searched; call it before training.
@@ -153,42 +135,24 @@ class ProgressiveSearch(Callback):
         Raises:
             ValueError: If the budget cannot be met with these sites.
         """
-        self._sites, self._cost, self._path, self._device = tuple(sites), cost, Path(plan_path), device
+        self._path = Path(plan_path)
         self._policy = create(self.policy_name, sites, self.seed)
-        if self.budget.of in cost.currencies or rank_zero_only.rank == 0:
-            self._fix_budget()
-
-    def _fix_budget(self) -> None:
-        """Choose multiples where they are ``auto``, and refuse a budget that cannot be met."""
-        if not self.auto:
-            check(self.budget, self._sites, self._cost)
-            return
-        self.budget = align(replace(self.budget, multiple_of={}), self._sites, self._cost, self._device)
+        self.target.bind(sites, cost, device)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the masks, before a checkpoint is restored and the optimizer is built."""
         if stage != "fit":
             return
-        if not self._sites:
+        if not self.target.sites:
             raise ValueError("the search knows no sites; call bind(sites, cost, plan_path) before training")
-        if self.budget.of == "latency":  # all ranks select by the numbers of rank 0
-            own = self._cost.latency.to_dict() if self._cost.latency else None
-            shared = trainer.strategy.broadcast(own)
-            if shared != own:
-                self._cost = self._cost.with_latency(LatencyTable.from_dict(shared))
-                self._fix_budget()
-        wanted = self.multiples(self._sites, self._device)
-        if self.budget.multiple_of != wanted:
-            rank_zero_info(
-                f"search.multiple_of: {wanted} is too coarse for search.tolerance {self.budget.tolerance:g}; "
-                f"{dict(self.budget.multiple_of) or 'none'} will do"
-            )
-        self._masks = Masks(pl_module.model, self._sites)
+        self.target.agree(trainer.strategy.broadcast)
+        self._guard = next((one for one in trainer.callbacks if isinstance(one, StepGuard)), self._guard)
+        self._masks = Masks(pl_module.model, self.target.sites)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore what a checkpoint held, or begin; refuse a search that is too short to update."""
         masks = self._attached()
-        steps = self._steps(trainer)
+        steps = int(trainer.estimated_stepping_batches)
         if steps < 2:
             raise ValueError(f"the search has {steps} optimizer steps; give it more epochs or smaller batches")
         if self.interval > steps:
@@ -202,29 +166,23 @@ class ProgressiveSearch(Callback):
         masks.clear()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
-        """Collect the mask gradients of this step: unscaled, averaged over ranks, left out where not finite.
+        """Collect the mask gradients of this step: unscaled, averaged over ranks; of a step that is left out, none.
 
         Gradient clipping comes later and does not touch them; accumulated micro-batches are averaged already.
         """
         masks = self._attached()
         gradients = masks.gradients()
+        masks.clear()
         flat = torch.cat([gradient.float() for gradient in gradients.values()])
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            flat = flat / scaler.get_scale()
+        verdict = self._guard.check(trainer, pl_module, flat)
+        self.left_out += verdict == "left out"
+        if verdict != "fine" or not self._policy.needs_gradients:
+            return
+        flat = flat / scale(trainer)
         if trainer.world_size > 1:
             flat = trainer.strategy.reduce(flat, reduce_op="mean")
-        masks.clear()
-        if not bool(torch.isfinite(flat).all()):
-            self.left_out += 1
-            for parameter in pl_module.parameters():
-                parameter.grad = None  # or the optimizer would carry the fault into the weights
-            at = f"step {trainer.global_step} ({self.left_out} so far)"
-            rank_zero_warn(f"mask gradients are not finite: left out {at}, weights unchanged")
-            return
-        if self._policy.needs_gradients:
-            parts = flat.split([gradient.numel() for gradient in gradients.values()])
-            self._policy.collect(dict(zip(gradients, parts, strict=True)), masks.values())
+        parts = flat.split([gradient.numel() for gradient in gradients.values()])
+        self._policy.collect(dict(zip(gradients, parts, strict=True)), masks.values())
 
     def on_train_batch_end(
         self,
@@ -235,17 +193,20 @@ class ProgressiveSearch(Callback):
         batch_idx: int,
     ) -> None:
         """Update the masks every ``interval`` optimizer steps and at the last one."""
-        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
-            # Lightning has divided it
-            self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
-        done, steps = trainer.global_step, self._steps(trainer)
+        self._losses.add(outputs, trainer.accumulate_grad_batches)
+        done, steps = trainer.global_step, int(trainer.estimated_stepping_batches)
         if done == self._updated_at or done == 0 or (done % self.interval and done != steps):
             return
         self._updated_at = done
+        before = self._attached().fingerprint() if trainer.world_size > 1 else 0
         self.update(pl_module, done - 1, steps)
+        if trainer.world_size > 1:  # those that have trained since the last update, and those to come
+            own = torch.tensor([before, self._attached().fingerprint()], device=pl_module.device)
+            for ranks in pl_module.all_gather(own).t().tolist():
+                check_same(ranks, done)
         self.finished = done == steps
         progress = self._progress()
-        self.history.append({"step": float(done), **progress, **self._mean_loss()})
+        self.history.append({"step": float(done), **progress, **self._losses.take(trainer, pl_module.device)})
         for logger in trainer.loggers:  # self.log would wait for a multiple of log_every_n_steps
             logger.log_metrics(progress, step=done)
 
@@ -261,23 +222,17 @@ class ProgressiveSearch(Callback):
         ranked = self._settled or self._priorities(pl_module)
         if self.settle < 1.0 and step + 1 >= self.settle * steps:
             self._settled = ranked
-        keep = self._select(ranked, share)
-        self.price = price(ranked, keep, self._sites, self._cost, self.budget) if share == 1 else None
-        self.returned = _returned(self.plan, keep)
-        self.plan = Plan.of(keep, self._sites, self._facts(keep, step, steps))
-        self._attached().write_(mask_values(self._sites, self.plan, dropped=1.0 - share))
-
-    def _select(self, ranked: Mapping[str, Tensor], share: float) -> dict[str, tuple[int, ...]]:
-        """The units to keep; ``auto`` may give up multiples with which the finished plan would miss its target."""
-        if not self.auto:
-            return select(ranked, self._sites, self._cost, self.budget, share)
-        keep, self.budget = select_aligned(ranked, self._sites, self._cost, self.budget, share)
-        return keep
+        keep = self.target.select(ranked, share)
+        self.price = self.target.price(ranked, keep) if share == 1 else None
+        self.returned = returned(self.plan, keep)
+        self.plan = Plan.of(keep, self.target.sites, self._facts(keep, step, steps))
+        self._attached().write_(mask_values(self.target.sites, self.plan, dropped=1.0 - share))
 
     def _priorities(self, pl_module: LightningModule) -> dict[str, Tensor]:
         """Priority of each unit by what the policy knows now."""
-        norms = unit_norms(pl_module.model, self._sites) if self._policy.needs_norms else None
-        return priorities(self._policy.scores(norms), self._sites, self.budget.allocation)
+        sites = self.target.sites
+        norms = unit_norms(pl_module.model, sites) if self._policy.needs_norms else None
+        return priorities(self._policy.scores(norms), sites, self.budget.allocation)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the finished plan; a search that was stopped early writes none."""
@@ -286,10 +241,7 @@ class ProgressiveSearch(Callback):
             return
         if trainer.is_global_zero:
             self.plan.save(self._path)
-        gone, of = self._progress()[f"removed/{self.budget.of}"], {"params": "parameters", "flops": "FLOPs"}
-        rank_zero_info(
-            f"plan written to {self._path}: {gone:.1%} of the prunable {of.get(self.budget.of, 'latency')} go"
-        )
+        rank_zero_info(f"plan written to {self._path}: {self.target.told(self.plan)} go")
         if self.price:
             rank_zero_info(self.price.line())
 
@@ -311,7 +263,7 @@ class ProgressiveSearch(Callback):
             "left_out": self.left_out,
             "updated_at": self._updated_at,
             "settled": dict(self._settled),
-            "losses": [loss.cpu() for loss in self._losses],
+            "losses": [loss.cpu() for loss in self._losses.losses],
             "finished": self.finished,
         }
 
@@ -324,56 +276,21 @@ class ProgressiveSearch(Callback):
         self.left_out, self._updated_at = state_dict["left_out"], state_dict["updated_at"]
         self.finished, self._settled = state_dict["finished"], dict(state_dict["settled"])
         self.history = [dict(row) for row in state_dict["history"]]
-        self._losses = list(state_dict.get("losses", []))
+        self._losses.losses = list(state_dict.get("losses", []))
 
     def _attached(self) -> Masks:
         if self._masks is None:
             raise ValueError("no masks are attached; the search runs inside Trainer.fit")
         return self._masks
 
-    def _steps(self, trainer: Trainer) -> int:
-        """Optimizer steps of the whole search."""
-        return int(trainer.estimated_stepping_batches)
-
     def _progress(self) -> dict[str, float]:
         """Fractions of the prunable cost that are selected, in all and per modality and kind."""
-        shares = self._cost.shares(self.plan.kept() if self.plan else {})
         counts = {"steps_left_out": float(self.left_out), "units_returned": float(self.returned)}
-        return removed_fractions(shares) | counts
-
-    def _mean_loss(self) -> dict[str, float]:
-        """Mean loss of the batches since the last update."""
-        losses, self._losses = self._losses, []
-        if not losses:
-            return {}
-        device = losses[-1].device  # those of before a resume lie on the CPU
-        return {"loss": float(torch.stack([loss.to(device) for loss in losses]).float().mean())}
+        return self.target.progress(self.plan) | counts
 
     def _facts(self, keep: Mapping[str, Sequence[int]], step: int, steps: int) -> dict[str, Any]:
-        kept = {name: len(units) for name, units in keep.items()}
-        return {
-            "removed": self.budget.removed,
-            "of": self.budget.of,
-            "scope": self.budget.scope,
-            "policy": self.policy_name,
-            "allocation": self.budget.allocation,
-            "schedule": self.schedule,
-            "settle": self.settle,
-            "units": list(self.units),
-            "step": step + 1,
-            "steps": steps,
-            "steps_left_out": self.left_out,
-            **({"multiple_of": dict(self.budget.multiple_of)} if self.budget.multiple_of else {}),
-            **({"alignment": asdict(self.price)} if self.price else {}),
-            **{
-                currency: {"dense": self._cost.whole(currency), "left": self._cost.remaining(kept, currency)}
-                for currency in self._cost.currencies
-            },
-        }
-
-
-def _returned(before: Plan | None, keep: Mapping[str, Sequence[int]]) -> int:
-    """Number of units that were selected to go at the update before and are whole again."""
-    if before is None:
-        return 0
-    return sum(len(set(units).difference(before.keep[name])) for name, units in keep.items())
+        budget = self.budget
+        told: dict[str, Any] = {"removed": budget.removed, "of": budget.of, "scope": budget.scope}
+        told |= {"policy": self.policy_name, "allocation": budget.allocation, "schedule": self.schedule}
+        told |= {"settle": self.settle, "units": list(self.units), "step": step + 1, "steps": steps}
+        return told | {"steps_left_out": self.left_out} | self.target.facts(keep, self.price)

@@ -34,6 +34,14 @@ HARMLESS = (
 )
 """Patterns of warnings about what is meant to be so, or is not ours."""
 PEER_GONE = re.compile(r"Connection (closed by|reset by) peer|Connection refused")
+EXIT_CODES = {
+    "0": "done",
+    "1": "a fault of upop's own, with a traceback",
+    "2": "an error, told in one line; of another rank's too",
+    "130": "interrupted (Ctrl-C); the same command goes on from the last checkpoint",
+    "143": "stopped by SIGTERM after writing a checkpoint; the same command goes on from there",
+    "138": "stopped by SLURM's signal (SIGUSR1) in the same way, and the job is requeued",
+}
 DESCRIPTION = "Compress vision-language transformers by structure: a checkpoint goes in, a smaller one comes out."
 
 
@@ -61,11 +69,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _verbs() -> argparse.ArgumentParser:
     lines = [f"  {verb:9} {text}" for verb, text in HELP.items()]
+    codes = [f"  {code:9} {text}" for code, text in EXIT_CODES.items()]
     parser = argparse.ArgumentParser(
         prog="upop",
         description=DESCRIPTION,
         usage="upop VERB [options]",
-        epilog="verbs:\n" + "\n".join(lines) + "\n\nupop VERB --help shows the options of a verb.",
+        epilog="\n".join(["verbs:", *lines, "", "exit codes:", *codes, "", "upop VERB --help shows its options."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"upop {__version__}")

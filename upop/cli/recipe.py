@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from upop.runs import Recipe
 
-SECTIONS = ("model", "data", "finetune", "search", "retrain", "distill", "measure", "trainer")
+SECTIONS = ("model", "data", "finetune", "search", "retrain", "distill", "guards", "checkpoints", "measure", "trainer")
 
 
 def build_parser(verb: str = "fit", description: str = "") -> LightningArgumentParser:
@@ -23,7 +23,8 @@ def build_parser(verb: str = "fit", description: str = "") -> LightningArgumentP
     from lightning.pytorch import LightningDataModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser
 
-    from upop.callbacks import ProgressiveSearch
+    from upop.callbacks import Guards, ProgressiveSearch
+    from upop.runs.checkpoints import Checkpoints
     from upop.runs.timing import Measure
     from upop.tasks import Distillation, Task, Training
 
@@ -40,6 +41,8 @@ def build_parser(verb: str = "fit", description: str = "") -> LightningArgumentP
     parser.add_class_arguments(Training, "search", instantiate=False, as_group=False)
     parser.add_class_arguments(Training, "retrain")
     parser.add_class_arguments(Distillation, "distill")
+    parser.add_class_arguments(Guards, "guards")
+    parser.add_class_arguments(Checkpoints, "checkpoints")
     parser.add_class_arguments(Measure, "measure")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({"finetune.epochs": 0, "search.lr_schedule": "constant"})
@@ -89,7 +92,16 @@ def recipe_of(parser: LightningArgumentParser, config: Namespace) -> Recipe:
 
     training = {"finetune": made.finetune, "search": Training(**pick(Training)), "retrain": made.retrain}
     search = ProgressiveSearch(**pick(ProgressiveSearch))
-    trainer = dict(made.trainer.as_dict())
     return Recipe(
-        made.model, made.data, search, training, made.distill, trainer, made.seed_everything, plain, made.measure
+        made.model,
+        made.data,
+        search,
+        training,
+        made.distill,
+        dict(made.trainer.as_dict()),
+        made.seed_everything,
+        plain,
+        made.measure,
+        made.guards,
+        made.checkpoints,
     )

@@ -60,13 +60,15 @@ def _fit(verb: str, arguments: list[str]) -> None:
 
     from upop.runs import RunDirectory, fit
     from upop.runs.summary import summarise
+    from upop.runs.supervision import supervised
 
     recipe = recipe_of(parser, config)
     directory = RunDirectory(config.run_dir, recipe.config)
-    fit(recipe, directory, None if verb == "fit" else verb)
-    if directory.done("retrain"):
-        rank_zero_only(summarise)(recipe, directory)
-        rank_zero_only(_write_report)([directory.path])
+    with supervised(directory.path):
+        fit(recipe, directory, None if verb == "fit" else verb)
+        if directory.done("retrain"):
+            rank_zero_only(summarise)(recipe, directory)
+            rank_zero_only(_write_report)([directory.path])
 
 
 def _test(arguments: list[str]) -> None:
@@ -83,11 +85,13 @@ def _test(arguments: list[str]) -> None:
     from pathlib import Path
 
     from upop.runs.evaluation import default_checkpoint, evaluate_checkpoint
+    from upop.runs.supervision import supervised
 
     checkpoint, plan = config.pop("checkpoint", None), config.pop("plan", None)
     recipe = recipe_of(parser, config)
     checkpoint = checkpoint or default_checkpoint(recipe, Path(config.run_dir), dense=plan is not None)
-    evaluate_checkpoint(recipe, checkpoint, plan)
+    with supervised(Path(config.run_dir)):
+        evaluate_checkpoint(recipe, checkpoint, plan)
 
 
 def _report(arguments: list[str]) -> None:
@@ -170,18 +174,18 @@ def _inspect(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from upop.runs.inspection import inspect as show
 
-    checkpoint, units, length = options.model[0], options.units, options.text_length
+    checkpoint, units, more = options.model[0], options.units, {"text_length": options.text_length}
     if any(_is_recipe(model) for model in options.model):
         recipe_parser = build_parser()
         config = parse(recipe_parser, [f"--config={file}" for file in options.model])
         recipe = recipe_of(recipe_parser, config)
         checkpoint, units = recipe.task.checkpoint, units or recipe.search.units
-        length = length or recipe.data.text_length
+        more = {"text_length": options.text_length or recipe.data.text_length, "start_from": recipe.task.start_from}
     elif len(options.model) > 1:
         raise ValueError(
             f"upop inspect shows one model, not the {len(options.model)} of {options.model}; run it for each"
         )
-    show(checkpoint, units or ("head_dim", "neuron"), length)
+    show(checkpoint, units or ("head_dim", "neuron"), **more)
 
 
 def _is_recipe(argument: str) -> bool:

@@ -209,6 +209,8 @@ def _check_path(checkpoint: str) -> None:
     path = Path(checkpoint)
     if looks_like_path(checkpoint) and not path.is_dir():
         made = "; `upop import` makes one of its authors' file" if checkpoint.startswith("checkpoints/") else ""
+        if path.parts[-2:] == ("finetune", "model"):
+            made = "; `upop finetune` with the recipe of that run makes it"
         raise FileNotFoundError(
             f"no checkpoint directory at {checkpoint!r}; give a directory with config.json or a hub name{made}"
         )

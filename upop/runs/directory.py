@@ -17,6 +17,8 @@ STATE = "state.json"
 STATE_FORMAT = 1
 VOLATILE = (
     "run_dir",
+    "checkpoints",
+    "guards",
     "measure",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",

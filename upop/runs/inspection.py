@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from upop.cost import CostModel, measure
 from upop.export.directory import plan_of
@@ -20,7 +21,12 @@ from upop.structure import CURRENCIES, Kind, Site
 TARGETS = (0.25, 0.5, 0.75)
 
 
-def inspect(checkpoint: str, units: Sequence[Kind] = ("head_dim", "neuron"), text_length: int | None = None) -> None:
+def inspect(
+    checkpoint: str,
+    units: Sequence[Kind] = ("head_dim", "neuron"),
+    text_length: int | None = None,
+    start_from: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> None:
     """Print the sites of a model, its parameters and FLOPs, and what evenly spread targets would leave.
 
     For a compressed directory, print what was removed where. Only configs and plans are read, no weights.
@@ -29,11 +35,12 @@ def inspect(checkpoint: str, units: Sequence[Kind] = ("head_dim", "neuron"), tex
         checkpoint: Model directory, hub name or ``timm/NAME``.
         units: Unit kinds.
         text_length: Tokens of a text, for FLOPs; by default as many as the model has positions for.
+        start_from: What a task makes of the model of the checkpoint, see :class:`~upop.tasks.Task`.
     """
     out = console()
     vet(Path(checkpoint))
     compressed = plan_of(checkpoint)
-    model = build_dense(checkpoint)
+    model = start_from(build_dense(checkpoint))
     sites = find_sites(model, compressed[1] if compressed else units)
     cost = CostModel(sites, measure(model, sites, example_inputs(model, text_length)))
     tokens = ", ".join(f"{count} {stream}" for stream, count in cost.measured.tokens.items())

@@ -27,9 +27,12 @@ from upop.cost import CostModel, measure
 from upop.export import load, save
 from upop.families import find_sites
 from upop.files import write_atomic
+from upop.runs.checkpoints import check_room
 from upop.runs.directory import RunDirectory
 from upop.runs.latency import latency_table, place
 from upop.runs.recipe import Recipe
+from upop.runs.strategies import check_shards, gathered
+from upop.runs.supervision import supervised
 from upop.runs.training import check_trainer, evaluate, new_trainer, train
 from upop.search import check_settings
 from upop.structure import Plan, Site
@@ -57,18 +60,21 @@ def check(recipe: Recipe, directory: RunDirectory | None = None) -> None:
     for phase in ("search", "retrain"):
         if recipe.training[phase].epochs < 1:
             raise ValueError(f"{phase}.epochs is {recipe.training[phase].epochs}; give 1 or more")
-    check_trainer(recipe.trainer)
+    check_trainer(recipe.trainer, recipe.task.compile_towers)
     try:
-        new_trainer(recipe, [], Path.cwd())
+        check_shards(new_trainer(recipe, [], Path.cwd()))
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     recipe.data.check()
     recipe.task.preflight()
     recipe.task.check_data(recipe.data)
-    model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
+    model, processor = recipe.start()
     if recipe.task.from_scratch and not recipe.finetunes:
         raise ValueError("model.from_scratch starts from random weights; give finetune.epochs of 1 or more")
-    recipe.new_task(model, processor)
+    task = recipe.new_task(model, processor)
+    if directory and not directory.done("search"):
+        first = "finetune" if recipe.finetunes and not directory.done("finetune") else "search"
+        check_room(first, directory.phase(first), task)
     own = directory.phase("search") / LATENCY if directory else None
     _bind(recipe, copy.deepcopy(recipe.search), model, Path("plan.json"), own)
 
@@ -83,8 +89,15 @@ def fit(recipe: Recipe, directory: RunDirectory, only: str | None = None) -> Non
 
     Raises:
         ValueError: If ``only`` needs a phase that is not done.
+        SystemExit: If a signal stops it; see :func:`~upop.runs.supervision.supervised`, also for other errors.
     """
-    check(recipe, directory)
+    with supervised(directory.path):
+        check(recipe, directory)
+        _walk(recipe, directory, only)
+
+
+def _walk(recipe: Recipe, directory: RunDirectory, only: str | None) -> None:
+    """Go through the phases that are not done."""
     steps = {"finetune": _finetune, "search": _search, "retrain": _retrain}
     wanted = [phase for phase in PHASES if phase != "finetune" or recipe.finetunes]
     if only is not None and only not in wanted:
@@ -115,9 +128,10 @@ def _wait_for_all_ranks() -> None:
 
 
 def _finetune(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
-    model, processor = load(recipe.task.checkpoint, recipe.task.from_scratch)
+    model, processor = recipe.start()
     task = recipe.new_task(model, processor, "finetune")
     train(recipe, directory, "finetune", task, [])
+    task = gathered(task, lambda: recipe.new_task(*recipe.start(), "finetune"))
     _save_carried(task.carried(), directory.phase("finetune"))
     _save(task.model, processor, directory.phase("finetune") / "model")
     return {"model": "finetune/model"}
@@ -147,6 +161,7 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
         raise ValueError("the search did not reach its last step; run the same command again to go on")
     if not (directory.path / "plan.json").is_file():  # killed after the last checkpoint, before the plan was written
         rank_zero_only(plan.save)(directory.path / "plan.json")
+    task = gathered(task, lambda: recipe.new_task(*load(source), "search"))
     for module in task.pruned_modules():
         shrink_(module, sites, plan)
     directory.note_evaluation("cut", evaluate(recipe, task))
@@ -162,6 +177,7 @@ def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     task.carry(_carried(directory.phase("search")))
     _distil(recipe, task, dense_checkpoint(recipe, directory))
     train(recipe, directory, "retrain", task, [])
+    task = gathered(task, lambda: recipe.new_task(*load(directory.phase("search") / "compressed"), "retrain"))
     metrics = evaluate(recipe, task)
     directory.note_evaluation("retrained", metrics)
     facts = {"source": recipe.task.checkpoint, "metrics": metrics, "dense_metrics": directory.evaluation("dense")}

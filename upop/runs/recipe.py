@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from upop.callbacks import ProgressiveSearch
+from upop.callbacks import Guards, ProgressiveSearch
+from upop.export import load
 from upop.families import example_inputs
+from upop.runs.checkpoints import Checkpoints
 from upop.runs.timing import Measure
 from upop.tasks import Distillation, Task, Training
 
@@ -29,6 +31,8 @@ class Recipe:
         seed: Seed of every phase.
         config: The resolved configuration, plain values.
         measure: How the speed is measured at the end.
+        guards: What the phases are guarded against.
+        checkpoints: When a phase writes the checkpoint that it goes on from.
     """
 
     task: Task
@@ -40,6 +44,23 @@ class Recipe:
     seed: int = 42
     config: Mapping[str, Any] = field(default_factory=dict)
     measure: Measure = field(default_factory=Measure)
+    guards: Guards = field(default_factory=Guards)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+
+    def start(self) -> tuple[nn.Module, Any]:
+        """The dense model that the run starts from, and its processor.
+
+        Raises:
+            ValueError: If the model is not ready for the task and would not be finetuned.
+        """
+        model, processor = load(self.task.checkpoint, self.task.from_scratch)
+        started = self.task.start_from(model)
+        if started is not model and not self.finetunes:
+            raise ValueError(
+                f"{self.task.checkpoint!r} is a {type(model).__name__}; the {type(started).__name__} that is made of "
+                "it has to be trained first: give finetune.epochs of 1 or more"
+            )
+        return started, processor
 
     def new_task(self, model: nn.Module, processor: Any, phase: str | None = None) -> Task:  # noqa: ANN401
         """A copy of the task with a model, set up for a phase."""
@@ -47,6 +68,8 @@ class Recipe:
         if phase:
             task.training_settings = self.training[phase]
         task.adopt(model, processor)
+        if any(settings.gradient_checkpointing for settings in self.training.values()):
+            task.check_checkpointing()
         self.data.set_processor(processor)
         return task
 

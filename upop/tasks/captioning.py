@@ -157,8 +157,7 @@ class Captioning(TaughtTask):
     def _share(self, batch: dict[str, Tensor]) -> Tensor:
         """Scored tokens of this rank over their mean of all ranks: DDP's mean is then the mean over all tokens."""
         count = _scored(batch).sum().float()
-        mean: Tensor = self.trainer.strategy.reduce(count.clone(), reduce_op="mean")
-        return count / mean
+        return count / self._over_ranks(count)
 
     @torch.no_grad()
     def generate(self, pixel_values: Tensor, prompt: Tensor) -> Tensor:

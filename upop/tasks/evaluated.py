@@ -9,10 +9,16 @@ from typing import Literal
 from torch import Tensor
 
 from upop.tasks.base import Task
+from upop.tasks.uneven import check_even
 
 
 class EvaluatedTask(Task, ABC):
     """A task that evaluates the validation and the test split alike; Lightning's hooks call its three steps."""
+
+    def on_train_start(self) -> None:
+        """Refuse ranks that do not have the same batches."""
+        if self.trainer.world_size > 1:
+            check_even(self.trainer.train_dataloader, lambda facts: self.all_gather(facts.to(self.device)))
 
     @abstractmethod
     def _start_evaluation(self) -> None:
@@ -21,6 +27,10 @@ class EvaluatedTask(Task, ABC):
     @abstractmethod
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         """Take in a batch of the split."""
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over the ranks, elementwise."""
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
 
     @abstractmethod
     def _report(self, split: Literal["val", "test"]) -> None:
@@ -40,12 +50,14 @@ class EvaluatedTask(Task, ABC):
         self._start_evaluation()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Take in a batch of the validation split."""
-        self._evaluate(batch)
+        """Take in a batch of the validation split; an empty one is that of a rank without samples."""
+        if batch:
+            self._evaluate(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Take in a batch of the test split."""
-        self._evaluate(batch)
+        """Take in a batch of the test split; an empty one is that of a rank without samples."""
+        if batch:
+            self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -77,16 +78,23 @@ def recording(model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
     return HiddenStates(model) if wanted else nullcontext()
 
 
-def distil_hidden(student: HiddenStates, teacher: HiddenStates, masks: Mapping[str, Tensor] | None = None) -> Tensor:
+def distil_hidden(
+    student: HiddenStates,
+    teacher: HiddenStates,
+    masks: Mapping[str, Tensor] | None = None,
+    over_ranks: Callable[[Tensor], Tensor] = torch.Tensor.clone,
+) -> Tensor:
     """Squared distance of normalised hidden states, ``2 - 2 cos``, in fp32: the mean over tokens, then over blocks.
 
-    Every block counts alike, however many tokens pass through it. The teacher gets no gradient.
+    Every block counts alike, however many tokens pass through it. The teacher gets no gradient. Ranks may have
+    different numbers of valid tokens: what they find averages to the mean over the tokens of all.
 
     Args:
         student: States of the model that learns.
         teacher: States of the dense model for the same inputs.
         masks: Tokens that count, ``(B, L)``, 1 or true, by the module path that the blocks' paths begin with
             (``{"text_encoder": attention_mask}``). Every token of the other blocks counts.
+        over_ranks: Mean of a scalar over the ranks; every rank has to come here. By default there is one rank.
 
     Raises:
         ValueError: If the blocks that ran differ, or their states do, or a mask fits no block or not its states.
@@ -101,7 +109,8 @@ def distil_hidden(student: HiddenStates, teacher: HiddenStates, masks: Mapping[s
                 f"a mask is given for {prefix!r}, in which no block ran; blocks ran in {towers}"
                 f"{closest(prefix, towers)}"
             )
-    distances = [_distance(path, state, theirs[path], _mask_of(path, masks)) for path, state in ours.items()]
+    tokens = {prefix: over_ranks(mask.sum().float()) for prefix, mask in masks.items()}
+    distances = [_distance(path, state, theirs[path], masks, tokens) for path, state in ours.items()]
     return sum(distances[1:], start=distances[0]) / len(distances)
 
 
@@ -121,14 +130,10 @@ def _inside(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}.")
 
 
-def _mask_of(path: str, masks: Mapping[str, Tensor]) -> Tensor | None:
-    """The mask for a block, the one with the longest prefix where several fit."""
-    fitting = [prefix for prefix in masks if _inside(path, prefix)]
-    return masks[max(fitting, key=len)] if fitting else None
-
-
-def _distance(path: str, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the valid tokens of one block."""
+def _distance(
+    path: str, ours: Tensor, theirs: Tensor, masks: Mapping[str, Tensor], tokens: Mapping[str, Tensor]
+) -> Tensor:
+    """Mean over the valid tokens of one block; of the masks that fit, the one with the longest prefix says which."""
     if ours.shape != theirs.shape:
         raise ValueError(
             f"states of {path} have shape {tuple(ours.shape)!r} in the student and {tuple(theirs.shape)!r} in the "
@@ -136,12 +141,13 @@ def _distance(path: str, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> T
         )
     unit, target = F.normalize(ours.float(), dim=-1), F.normalize(theirs.detach().float(), dim=-1)
     distance = (unit - target).square().sum(-1)  # (B, L)
-    if mask is None:
+    prefix = max((prefix for prefix in masks if _inside(path, prefix)), key=len, default=None)
+    if prefix is None:
         return distance.mean()
+    mask = masks[prefix]
     if mask.shape != distance.shape:
         raise ValueError(
             f"the mask for {path} has shape {tuple(mask.shape)!r}, its tokens have {tuple(distance.shape)!r}; "
             "give one number per token"
         )
-    valid = mask.to(distance.dtype)
-    return (distance * valid).sum() / valid.sum()
+    return (distance * mask.to(distance.dtype)).sum() / tokens[prefix]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upop.families import growing
 from upop.families.blip_nlvr import BlipForVisualReasoning
 from upop.files import write_text
 from upop.metrics.gathering import gather_by_index
@@ -27,7 +28,9 @@ class VisualReasoning(TaughtTask):
     """Train and evaluate BLIP on statements about two images that are true or false.
 
     Args:
-        checkpoint: Dense model to start from: a directory of a ``BlipForVisualReasoning``.
+        checkpoint: Dense model to start from: a directory of a ``BlipForVisualReasoning``. Or of a
+            ``BlipForImageTextRetrieval``, such as ``Salesforce/blip-itm-base-coco``, whose towers the finetuning then
+            starts with, as BLIP's authors do: both cross-attentions begin as its one, the head at random.
         from_scratch: Take only the architecture and the processor of ``checkpoint``, with random weights.
         compile: Compile both towers with ``torch.compile``; the first steps take longer.
         result_file: Where to write the predictions of the test split, as the CSV that NLVR2's official evaluation
@@ -45,6 +48,12 @@ class VisualReasoning(TaughtTask):
     def preflight(self) -> None:
         """Refuse a result file that cannot be written."""
         check_writable(self.result_file)
+
+    def start_from(self, model: nn.Module) -> nn.Module:
+        """The model itself, or one for two images that is made of a BLIP for retrieval."""
+        from transformers import BlipForImageTextRetrieval
+
+        return growing.reasoning(model) if isinstance(model, BlipForImageTextRetrieval) else model
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
         """Take a BLIP for visual reasoning, dense or cut, and its processor.

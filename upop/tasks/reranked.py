@@ -255,7 +255,8 @@ class RerankedRetrieval(Retrieval):
         if weights.logits:
             loss = loss + weights.logits * distil_rows(logits, target)
         if weights.features:  # a text block's states are those of its last pass, with the images
-            loss = loss + weights.features * distil_hidden(hidden, taught, {"text_encoder": pairs.attention_mask})
+            masks = {"text_encoder": pairs.attention_mask}
+            loss = loss + weights.features * distil_hidden(hidden, taught, masks, self._over_ranks)
         return loss
 
     def _start_evaluation(self) -> None:

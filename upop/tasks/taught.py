@@ -42,6 +42,6 @@ class TaughtTask(EvaluatedTask):
         if weights.logits:
             loss = loss + weights.logits * divergence(target)
         if states is not None:
-            loss = loss + weights.features * distil_hidden(states, taught, masks)
+            loss = loss + weights.features * distil_hidden(states, taught, masks, self._over_ranks)
         self.log("loss/distillation", loss.detach())
         return loss

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from upop.families import growing
 from upop.metrics.gathering import gather_by_index
 from upop.metrics.results import check_writable
 from upop.metrics.vqa import vqa_accuracy, write_results
@@ -34,7 +35,9 @@ class VisualQuestionAnswering(TaughtTask):
     """Train and evaluate BLIP's answerer: a text encoder reads the question with the image, a decoder answers.
 
     Args:
-        checkpoint: Dense model to start from: a Hugging Face directory or hub name.
+        checkpoint: Dense model to start from: a Hugging Face directory or hub name of a ``BlipForQuestionAnswering``.
+            Or of a ``BlipForImageTextRetrieval``, such as ``Salesforce/blip-itm-base-coco``, whose towers the
+            finetuning then starts with: the decoder begins as its text encoder.
         from_scratch: Take only the architecture and the processor of ``checkpoint``, with random weights.
         compile: Compile the image encoder and the text encoder with ``torch.compile``; the first steps take longer.
         drop_path: Probability at which a sample skips the last vision layer in training, growing linearly from 0 at the
@@ -77,6 +80,12 @@ class VisualQuestionAnswering(TaughtTask):
         self._skips: list[RemovableHandle] = []
         self._candidates: list[AnswerList] = []
         self._answers: dict[int, str] = {}
+
+    def start_from(self, model: nn.Module) -> nn.Module:
+        """The model itself, or an answerer that is made of a BLIP for retrieval."""
+        from transformers import BlipForImageTextRetrieval
+
+        return growing.answering(model) if isinstance(model, BlipForImageTextRetrieval) else model
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
         """Take an answerer, dense or cut, and its processor.

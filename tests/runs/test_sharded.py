@@ -1,0 +1,204 @@
+"""Runs whose weights are sharded over two processes: the same plan, weights and metrics as one process has."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+
+import upop
+from tests.recipes import other_checkpoint, recipe, write
+from tests.runs.test_distributed import CARRIED, ROOT, WEIGHTS, assert_same, close, fit_here, over_two_ranks, scores_of
+from tests.runs.test_distributed import settings as tiny_settings
+from tests.runs.test_distributed import upop as command
+from tests.runs.test_global_batch import TASKS, configuration, on_two_ranks, scorable, search
+from upop.runs import check
+from upop.structure import Plan
+from upop.tasks.sharding import is_sharded
+
+EXPLICIT = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+}
+Process = subprocess.CompletedProcess[str]
+
+
+class Spoil(Callback):
+    """Spoils rank 1 where the environment says so: a batch, or the masks between two updates."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        assert is_sharded(pl_module) == (type(trainer.strategy).__name__ == "ShardedStrategy")
+        wanted = os.environ.get("UPOP_TEST_SPOIL") == "batch" and trainer.global_rank == 1
+        if wanted and trainer.current_epoch == 0 and batch_idx == 2:
+            batch["pixel_values"].fill_(torch.nan)
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if os.environ.get("UPOP_TEST_SPOIL") == "masks" and trainer.global_rank == 1:
+            for search in [found for found in trainer.callbacks if hasattr(found, "_masks")]:
+                values = search._masks.values()
+                name = min(values)
+                search._masks.write_({name: values[name] * 0.999})
+
+
+def settings(checkpoint: Path, run_dir: Path, **model: Any) -> dict[str, Any]:
+    """One process, few steps."""
+    config = tiny_settings(checkpoint, run_dir, **model)
+    config["data"]["init_args"]["train_scenes"] = 12
+    config["trainer"]["callbacks"].append({"class_path": "tests.runs.test_sharded.Spoil"})
+    return config
+
+
+def sharded(config: dict[str, Any], run_dir: Path, strategy: Any = "fsdp2") -> dict[str, Any]:
+    """The same run, sharded over two processes."""
+    config = over_two_ranks(config, run_dir)
+    config["trainer"]["strategy"] = strategy
+    return config
+
+
+@pytest.fixture(scope="module")
+def queue_runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, Process]:
+    """The configuration over two ranks, the directory of the same run in one process, and how the former went."""
+    folder = tmp_path_factory.mktemp("sharded")
+    config = settings(checkpoint, folder / "one", contrast="queue", queue_size=24, momentum=0.9)
+    both = sharded(config, folder / "two")
+    return both, fit_here(config), command("fit", both)
+
+
+def test_two_sharded_ranks_leave_what_one_process_leaves(queue_runs: tuple[dict[str, Any], Path, Process]) -> None:
+    config, one, result = queue_runs
+    two = Path(config["run_dir"])
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout.count("compressed model") == 1, "the summary is printed once"
+    assert_same(one, two, (*WEIGHTS, CARRIED))
+    states = [json.loads((run / "state.json").read_text())["evaluations"] for run in (one, two)]
+    assert states[0].keys() == states[1].keys() == {"dense", "cut", "retrained"}
+    assert states[0]["dense"] == states[1]["dense"]
+    model, _ = upop.load(two / "compressed")
+    plan = Plan.load(two / "plan.json")
+    assert plan.facts["params"]["left"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_is_killed_goes_on_to_the_same_bytes(
+    queue_runs: tuple[dict[str, Any], Path, Process], tmp_path: Path
+) -> None:
+    config, _, _ = queue_runs
+    broken = config | {"run_dir": str(tmp_path / "broken")}
+    assert command("fit", broken, UPOP_TEST_DIE="1").returncode == -signal.SIGKILL
+    assert not (tmp_path / "broken/plan.json").exists()
+    result = command("fit", broken)
+    assert result.returncode == 0, result.stderr
+    assert "search: going on from" in result.stderr
+    for name in ("plan.json", CARRIED, *WEIGHTS):
+        assert (tmp_path / "broken" / name).read_bytes() == (Path(config["run_dir"]) / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_sharded_run_clips_accumulates_recomputes_and_ranks_by_weights(checkpoint: Path, tmp_path: Path) -> None:
+    config = settings(checkpoint, tmp_path / "one")
+    config["data"]["init_args"]["train_scenes"] = 24
+    config["finetune"] = {"epochs": 1, "lr": 1e-3}
+    config["search"]["policy"] = "magnitude"
+    for phase in ("finetune", "search", "retrain"):
+        config[phase]["gradient_checkpointing"] = True
+    config["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}
+    result = command("fit", sharded(config, tmp_path / "two", EXPLICIT))
+    assert result.returncode == 0, result.stderr
+    fit_here(config)
+    plans = [json.loads((tmp_path / run / "plan.json").read_text())["keep"] for run in ("one", "two")]
+    assert plans[0] == plans[1]
+    for file in ("finetune/model/model.safetensors", *WEIGHTS):
+        expected, found = (load_file(tmp_path / run / file) for run in ("one", "two"))
+        for name, value in expected.items():
+            if not name.endswith("k_proj.bias"):  # its gradient is rounding noise
+                close(found[name], value, f"{file}: {name}")
+
+
+@pytest.mark.slow
+def test_one_process_shards_with_itself(checkpoint: Path, tmp_path: Path) -> None:
+    config = settings(checkpoint, tmp_path / "one", contrast="queue", queue_size=24)
+    alone = config | {"run_dir": str(tmp_path / "alone"), "trainer": config["trainer"] | {"strategy": "fsdp2"}}
+    result = command("fit", alone)
+    assert result.returncode == 0, result.stderr
+    one = fit_here(config)
+    for name in ("plan.json", CARRIED, *WEIGHTS):
+        assert (tmp_path / "alone" / name).read_bytes() == (one / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siglip", "dual_encoder"])
+def test_other_dual_encoders_train_sharded_in_bf16(tmp_path: Path, name: str) -> None:
+    config = sharded(settings(other_checkpoint(tmp_path / name, name), tmp_path / "one"), tmp_path / "two")
+    config["trainer"]["precision"] = "bf16-mixed"
+    result = command("search", config)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "two/plan.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_masks_that_drift_on_one_rank_end_the_run_on_all(checkpoint: Path, tmp_path: Path, strategy: str) -> None:
+    config = sharded(settings(checkpoint, tmp_path / "one"), tmp_path / "two", strategy)
+    result = command("search", config, UPOP_TEST_SPOIL="masks")
+    assert result.returncode == 2
+    assert "at step 2 the masks of ranks [1] differ from those of the other 1" in result.stderr
+    assert not (tmp_path / "two/plan.json").exists()
+
+
+@pytest.mark.slow
+def test_a_sharded_step_that_is_not_finite_is_left_out_on_all_ranks(checkpoint: Path, tmp_path: Path) -> None:
+    config = sharded(settings(checkpoint, tmp_path / "one"), tmp_path / "two")
+    config["data"]["init_args"]["train_scenes"] = 24
+    result = command("search", config, UPOP_TEST_SPOIL="batch")
+    assert "(1 so far), weights unchanged" in result.stderr
+    plan = Plan.load(tmp_path / "two/plan.json")
+    assert plan.facts["steps_left_out"] == 1
+    weights = load_file(tmp_path / "two" / WEIGHTS[0])
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.fixture(scope="module")
+def blip_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the searches of BLIP's tasks, in ``<task>/one`` and, sharded, ``<task>/two``."""
+    folder, paths = tmp_path_factory.mktemp("blip"), {"one": list[str](), "two": list[str]()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # recipes name their models relative to it
+        for task in [task for task in TASKS if task != "caption" or scorable()]:
+            one = configuration(task, folder)
+            for name, config in (("one", one), ("two", sharded(one, folder / task / "two"))):
+                paths[name].append(str(write(config, folder / f"{task}_{name}.yaml")))
+        on_two_ranks(paths["two"])
+        search(*paths["one"])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_sharded_ranks_search_a_blip_as_one_process_does(blip_runs: Path, task: str) -> None:
+    if task == "caption" and not scorable():
+        pytest.skip("captions cannot be scored here")
+    one, two = blip_runs / task / "one", blip_runs / task / "two"
+    plans = [json.loads((run / "plan.json").read_text())["keep"] for run in (one, two)]
+    assert plans[0] == plans[1]
+    last = [torch.load(run / "search/checkpoints/last.ckpt", weights_only=True) for run in (one, two)]
+    scores = [scores_of(checkpoint) for checkpoint in last]
+    assert any(bool(score.abs().max() > 1e-3) for score in scores[0].values())
+    for name, score in scores[0].items():
+        close(scores[1][name], score, f"score of {name}")
+    weights = [load_file(run / WEIGHTS[0]) for run in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+
+
+def test_a_sharded_run_that_cannot_be_is_refused_before_a_model_is_read(tmp_path: Path) -> None:
+    config = sharded(settings(Path("/nowhere"), tmp_path / "one", compile=True), tmp_path / "two")
+    with pytest.raises(ValueError, match=r"'fsdp2', which gathers weights inside the towers .* set compile to false"):
+        check(recipe(config, tmp_path / "config.yaml"))
