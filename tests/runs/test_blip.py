@@ -13,6 +13,7 @@ import upop
 from upop.cli import build_parser, parse, recipe_of
 from upop.metrics.captions import check_metrics
 from upop.runs import Recipe, RunDirectory, check, evaluate, fit
+from upop.runs.inspection import inspect
 from upop.runs.summary import summarise
 from upop.structure import Plan
 
@@ -28,11 +29,18 @@ TINY = {
     "data.init_args.test_scenes": 12,
     "data.init_args.batch_size": 8,
 }
+
+
+def scratch(task: str) -> dict[str, Any]:
+    """Start without the model of another demo."""
+    return {"model.init_args.checkpoint": f"configs/models/shapes_blip_{task}", "model.init_args.from_scratch": True}
+
+
 TASKS: dict[str, dict[str, Any]] = {
     "retrieval": {"model.init_args.k": 10},
-    "vqa": {"model.init_args.k_test": 4, "data.init_args.questions_per_scene": 1},
+    "vqa": {"model.init_args.k_test": 4, "data.init_args.questions_per_scene": 1, **scratch("vqa")},
     "caption": {"model.init_args.metrics": "[bleu_4, cider]"},
-    "nlvr": {"data.init_args.train_pairs": 24, "data.init_args.test_pairs": 12},
+    "nlvr": {"data.init_args.train_pairs": 24, "data.init_args.test_pairs": 12, **scratch("nlvr")},
 }
 
 
@@ -76,6 +84,32 @@ def test_the_temperature_goes_on_from_phase_to_phase(tmp_path: Path) -> None:
     )
     assert abs(float(learned) - 0.07) > 0.01
     assert float(searched) == pytest.approx(float(learned), abs=1e-4)
+
+
+@pytest.mark.parametrize(("task", "made_of"), [("nlvr", "BlipForVisualReasoning"), ("vqa", "BlipForQuestionAnswering")])
+def test_other_tasks_start_from_a_blip_for_retrieval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, made_of: str
+) -> None:
+    recipe, directory = made("retrieval", tmp_path / "retrieval")
+    fit(recipe, directory, only="finetune")
+    start = {"model.init_args.checkpoint": directory.phase("finetune") / "model", "model.init_args.from_scratch": False}
+    recipe, directory = made(task, tmp_path / task, **start)
+    fit(recipe, directory, only="finetune")
+    model, _ = upop.load(directory.phase("finetune") / "model")
+    assert type(model).__name__ == made_of
+    fit(recipe, directory, only="search")
+    inspect(recipe.task.checkpoint, start_from=recipe.task.start_from)
+    assert made_of in capsys.readouterr().out
+    unready, _ = made(task, tmp_path / "unready", **start, **{"finetune.epochs": 0})
+    with pytest.raises(ValueError, match=f"is a BlipForImageTextRetrieval; the {made_of} .* finetune.epochs"):
+        check(unready)
+
+
+def test_a_demo_whose_start_is_missing_says_what_makes_it(tmp_path: Path) -> None:
+    start = {"model.init_args.checkpoint": "runs/nowhere/finetune/model", "model.init_args.from_scratch": False}
+    recipe, _ = made("nlvr", tmp_path, **start)
+    with pytest.raises(FileNotFoundError, match="no checkpoint directory at .*`upop finetune` with the recipe of that"):
+        check(recipe)
 
 
 @pytest.mark.parametrize(
