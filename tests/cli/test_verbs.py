@@ -118,3 +118,29 @@ def test_bench_times_models_side_by_side(
     }
     assert fails(capsys, *options, "--dtype", "fp8").startswith("unknown dtype 'fp8'; known: ")
     assert fails(capsys, "bench", "nowhere/at/all").startswith("no model directory at 'nowhere/at/all'")
+
+
+def test_export_writes_programs_and_fails_where_they_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny.build("vit")
+    sites = find_sites(model)
+    plan = random_plan(sites, 1)
+    shrink_(model, sites, plan)
+    directory = save(model, None, tmp_path / "small", plan, ("head_dim", "neuron"))
+    main(["export", str(directory), "--format", "torch", "--to", "programs"])
+    assert "programs" in capsys.readouterr().out
+    assert list((tmp_path / "programs").glob("*.pt2"))
+    assert fails(capsys, "export", str(directory), "--format", "onxx").startswith("unknown format 'onxx'")
+    save_as_it_is = torch.export.save
+
+    def save_another(program: Any, *where: Any, **how: Any) -> None:
+        name = next(name for name in program.state_dict if name.endswith("fc1.bias"))
+        program.state_dict[name] = torch.nn.Parameter(program.state_dict[name].detach() + 0.1)
+        save_as_it_is(program, *where, **how)
+
+    monkeypatch.setattr(torch.export, "save", save_another)
+    line = fails(capsys, "export", str(directory), "--format", "torch", "--to", "wrong")
+    assert "does not compute what the model does" in line
+    assert not (tmp_path / "wrong").exists()

@@ -1,3 +1,4 @@
+import copy
 import importlib
 import json
 import os
@@ -225,6 +226,30 @@ def test_masks_are_refused(tmp_path):
     assert os.listdir(tmp_path) == []
     masks.detach()
     save(model, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["clip", "blip_retrieval", "blip_nlvr"])
+def test_what_a_loaded_model_saves_is_the_same_directory(tmp_path, name):
+    model, plan, processor = cut(name)
+    first = save(model, processor, tmp_path / "first", plan, KINDS, {"source": "tiny"})
+    loaded, _ = load(first)
+    copied = copy.deepcopy(loaded)
+    loaded.save_pretrained(tmp_path / "again", is_main_process=False)
+    assert not (tmp_path / "again").exists()
+    loaded.save_pretrained(tmp_path / "again")
+    names = sorted(file.name for file in first.iterdir())
+    assert {"config.json", "model.safetensors", "README.md", "modeling_upop.py"} <= set(names)
+    assert sorted(file.name for file in (tmp_path / "again").iterdir()) == names
+    for file in names:
+        if file != "tokenizer_config.json":  # transformers notes there whether the tokenizer came from a directory
+            assert (tmp_path / "again" / file).read_bytes() == (first / file).read_bytes(), file
+    with torch.no_grad():
+        next(copied.parameters()).zero_()
+    copied.save_pretrained(tmp_path / "copied")
+    found = tiny.outputs(load(tmp_path / "copied")[0])
+    assert torch.equal(found, tiny.outputs(copied)), "a copy saves its own weights"
+    with pytest.raises(TypeError, match=r"takes a directory alone; leave out \['max_shard_size'\]"):
+        loaded.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
 
 
 def test_models_that_cannot_be_described_are_refused(tmp_path):

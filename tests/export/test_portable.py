@@ -30,7 +30,7 @@ def quickly(*quick):
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in tiny.MODELS]
 
 
-SIZES = ((1, 12), (4, 5))
+SIZES = ((1, 12), (7, 12), (1, 5), (7, 5))
 """Samples and tokens: one text of every position, and some with padding."""
 
 

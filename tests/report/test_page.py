@@ -200,6 +200,25 @@ def test_what_is_to_be_done():
         assert lead.format(what) in [node.text.replace("\u00a0", " ") for node in root.all("p")]
 
 
+def test_a_budget_of_latency_shows_what_was_foretold_and_what_was_measured():
+    told = summary() | {
+        "latency": {
+            "predicted": {"dense_ms": 200.0, "compressed_ms": 120.0, "removed": 0.4},
+            "measured": {"dense_ms": 210.0, "compressed_ms": 130.2, "removed": 0.38},
+        }
+    }
+    found = tables(read(page([Run.of(told, "x")])))["the latency budget"]
+    assert [cell.text for cell in found[0]] == ["", "dense, ms", "compressed, ms", "removed"]
+    assert [[cell.text.replace("\u00a0", " ") for cell in row] for row in found[1:]] == [
+        ["predicted", "200.00", "120.00", "40.0 %"],
+        ["measured", "210.00", "130.20", "38.0 %"],
+    ]
+    assert "the latency budget" not in tables(read(page([Run.of(summary(), "x")])))
+    del told["latency"]["measured"]
+    with pytest.raises(ValueError, match="it lacks 'measured'"):
+        Run.of(told, "x")
+
+
 def test_an_unfinished_run_is_compared_as_far_as_it_went():
     made = [*runs("one"), begun("dense", "cut", name="two"), begun(name="three", search=False)]
     root = read(page(made))

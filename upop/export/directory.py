@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,43 @@ def _load(checkpoint: str | Path, from_scratch: bool) -> tuple[nn.Module, Any]:
         plan, kinds = found
         shrink_(model, find_sites(model, kinds), plan)
     _fill(model, path)
-    return model.eval(), _processor(path)
+    processor = _processor(path)
+    if found is not None and is_hugging_face(model):
+        own: Any = model
+        told = read_object(path / CONFIG).get(KEY, {}).get("facts", {})
+        own.save_pretrained = partial(_save_again, model, processor, plan, kinds, told)
+    return model.eval(), processor
+
+
+def _save_again(
+    model: nn.Module,
+    processor: Any,  # noqa: ANN401 (any Hugging Face processor)
+    plan: Plan,
+    kinds: Sequence[Kind],
+    facts: Mapping[str, Any],
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    **others: Any,  # noqa: ANN401 (transformers' own)
+) -> None:
+    """``save_pretrained`` of a compressed model: its plan and what loads it without upop belong to it.
+
+    Args:
+        model: The model, with the weights that it has now.
+        processor: Its processor.
+        plan: What it was cut by.
+        kinds: Unit kinds that the plan is about.
+        facts: What its model card tells.
+        save_directory: Where to; an older directory there is replaced.
+        is_main_process: Whether this process writes.
+        **others: None; what else transformers takes is refused.
+
+    Raises:
+        TypeError: If there are others.
+    """
+    if others:
+        raise TypeError(f"save_pretrained of a compressed model takes a directory alone; leave out {sorted(others)}")
+    if is_main_process:
+        save(model, processor, save_directory, plan, kinds, facts)
 
 
 def _is_timm(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from upop.cost import Share
@@ -14,6 +14,8 @@ from upop.report.tables import METRICS, NONE, SHOWN_AS_ZERO, SIZES, human
 MAIN = ("mean", "accuracy", "cider")
 """Metrics that stand for a whole task, in the order of preference: retrieval, questions and reasoning, captioning."""
 LAST = "retrained"
+BY = ("predicted", "measured")
+"""What says how long the compressed model takes: the table that a budget of latency goes by, and the clock."""
 SPACE = "\u00a0"
 """Between a number and its unit, where no line may break."""
 
@@ -79,6 +81,8 @@ class Run:
         seconds: Duration of each phase's last attempt.
         files: Files of the run, by what they are.
         unfinished: Why the run is not finished; ``None`` for a finished one.
+        latency: Of a budget of latency, ``predicted`` and ``measured``: ``dense_ms``, ``compressed_ms`` and the
+            fraction ``removed``; empty for other budgets.
     """
 
     name: str
@@ -94,6 +98,7 @@ class Run:
     seconds: Mapping[str, float | None]
     files: Mapping[str, str]
     unfinished: Unfinished | None = None
+    latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, summary: Mapping[str, Any], name: str, unfinished: Unfinished | None = None) -> Run:
@@ -136,6 +141,7 @@ class Run:
                 dict(summary["seconds_last_attempt"]),
                 {what: str(file) for what, file in summary["files"].items()},
                 unfinished,
+                {by: _numbers(summary["latency"][by]) for by in BY if summary.get("latency")},
             )
         except KeyError as error:
             raise ValueError(f"it lacks {error.args[0]!r}") from error

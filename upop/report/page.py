@@ -135,6 +135,8 @@ def _quality(identifier: str, run: Run) -> Iterator[Element]:
     yield element("div", _states(run), *([drawn] if drawn is not None else []), class_="pair")
     if measured:
         yield element("p", measured, class_="note")
+    if run.latency:
+        yield _latency(run)
 
 
 def _kept(identifier: str, run: Run) -> Iterator[Element]:
@@ -215,6 +217,15 @@ def _measured(run: Run) -> str:
         f"FLOPs of one sample. Latency of a batch of {found.get('batch_size')} on {found.get('device')}: median of "
         f"{found.get('rounds')}, dense and compressed side by side."
     )
+
+
+def _latency(run: Run) -> Element:
+    """What the table of a latency budget foretold of the cut model, and what it takes."""
+    rows: list[list[Cell | str]] = []
+    for by, found in run.latency.items():
+        times = [Cell(f"{found[f'{model}_ms']:,.2f}", found[f"{model}_ms"]) for model in ("dense", "compressed")]
+        rows.append([by, *times, _percent(found["removed"])])
+    return table("the latency budget", ["", "dense, ms", "compressed, ms", "removed"], rows)
 
 
 def _tower(name: str, drawn: Sequence[Element]) -> Element:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,17 @@ def setting(
         "code": hashlib.sha256(code.encode()).hexdigest()[:16],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "timm": _timm_version(),
         "upop": __version__,
     }
+
+
+def _timm_version() -> str | None:
+    """Version of timm, whose layers a model may be made of; ``None`` where it is not installed."""
+    try:
+        return version("timm")
+    except PackageNotFoundError:
+        return None
 
 
 def _slug(wanted: Mapping[str, Any]) -> str:

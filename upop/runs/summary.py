@@ -17,6 +17,7 @@ from upop.export import load
 from upop.families import find_sites
 from upop.files import write_json, write_text
 from upop.report import allocation, comparison, console, removed_table, render, search_curve
+from upop.report.facts import BY
 from upop.report.tables import latency_table
 from upop.runs.bench_conditions import device_name
 from upop.runs.directory import RunDirectory
@@ -28,7 +29,6 @@ from upop.search import Price
 from upop.structure import Plan, Site
 
 SUMMARY_FORMAT = 2
-BY = ("predicted", "measured")
 REPORT = "report.html"
 """Name of the page that :mod:`upop.runs.reporting` writes of a run."""
 
