@@ -10,6 +10,8 @@ from hypothesis import settings
 
 from tests.recipes import tiny_checkpoint, tiny_config
 
+pytest.register_assert_rewrite("tests.runs.blip_searches", "tests.runs.processes")  # their asserts say what differed
+
 settings.register_profile("no deadline", deadline=None)  # how long an example takes says more about the machine
 settings.load_profile("no deadline")
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from tests.cli.failing import fails
 from tests.recipes import recipe, write
-from tests.runs.test_distributed import fit_here, over_two_ranks, settings, upop
+from tests.runs.processes import fit_here, over_two_ranks, settings, upop
 from upop.callbacks import NONFINITE, Guards, StepGuard
 from upop.callbacks.guards import _samples
 from upop.data import ShapesRetrieval

@@ -89,6 +89,7 @@ def test_on_the_meta_device_it_has_sizes_alone(make):
 
 def test_what_cannot_become_it_is_refused():
     other = BlipForConditionalGeneration(tiny.blip_config())
+    assert [growing.can_grow(model) for model in (other, retrieval())] == [False, True]
     with pytest.raises(ValueError, match="BlipForConditionalGeneration cannot become a BlipForVisualReasoning; a Blip"):
         growing.reasoning(other)
     with pytest.raises(ValueError, match="BlipForConditionalGeneration cannot become a BlipForQuestionAnswering; a Bl"):

@@ -15,7 +15,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 
 from tests.recipes import write
-from tests.runs.test_distributed import ROOT, over_two_ranks, settings
+from tests.runs.processes import ROOT, over_two_ranks, settings
 
 SECONDS = 20.0
 """Within which all has to be over."""

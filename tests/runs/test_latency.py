@@ -15,8 +15,8 @@ import upop
 from tests import tiny
 from tests.recipes import recipe
 from tests.runs.breaking import stopped_in_the_second_epoch
-from tests.runs.test_distributed import over_two_ranks, settings
-from tests.runs.test_distributed import upop as upop_command
+from tests.runs.processes import over_two_ranks, settings
+from tests.runs.processes import upop as upop_command
 from tests.runs.timers import Abacus
 from upop.cost import CostModel, LatencySettings, LatencyTable, measure
 from upop.families import example_inputs, find_sites

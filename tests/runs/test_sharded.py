@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,20 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 import upop
-from tests.recipes import other_checkpoint, recipe, write
-from tests.runs.test_distributed import CARRIED, ROOT, WEIGHTS, assert_same, close, fit_here, over_two_ranks, scores_of
-from tests.runs.test_distributed import settings as tiny_settings
-from tests.runs.test_distributed import upop as command
-from tests.runs.test_global_batch import TASKS, configuration, on_two_ranks, scorable, search
+from tests.recipes import other_checkpoint, recipe
+from tests.runs.blip_searches import TASKS, both, search_twice
+from tests.runs.processes import (
+    CARRIED,
+    WEIGHTS,
+    assert_killed_goes_on,
+    assert_same,
+    assert_same_search,
+    close,
+    fit_here,
+    over_two_ranks,
+)
+from tests.runs.processes import settings as tiny_settings
+from tests.runs.processes import upop as command
 from upop.runs import check
 from upop.structure import Plan
 from upop.tasks.sharding import is_sharded
@@ -92,14 +100,7 @@ def test_a_sharded_run_that_is_killed_goes_on_to_the_same_bytes(
     queue_runs: tuple[dict[str, Any], Path, Process], tmp_path: Path
 ) -> None:
     config, _, _ = queue_runs
-    broken = config | {"run_dir": str(tmp_path / "broken")}
-    assert command("fit", broken, UPOP_TEST_DIE="1").returncode == -signal.SIGKILL
-    assert not (tmp_path / "broken/plan.json").exists()
-    result = command("fit", broken)
-    assert result.returncode == 0, result.stderr
-    assert "search: going on from" in result.stderr
-    for name in ("plan.json", CARRIED, *WEIGHTS):
-        assert (tmp_path / "broken" / name).read_bytes() == (Path(config["run_dir"]) / name).read_bytes(), name
+    assert_killed_goes_on(config, tmp_path / "broken")
 
 
 @pytest.mark.slow
@@ -169,31 +170,14 @@ def test_a_sharded_step_that_is_not_finite_is_left_out_on_all_ranks(checkpoint: 
 @pytest.fixture(scope="module")
 def blip_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the searches of BLIP's tasks, in ``<task>/one`` and, sharded, ``<task>/two``."""
-    folder, paths = tmp_path_factory.mktemp("blip"), {"one": list[str](), "two": list[str]()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # recipes name their models relative to it
-        for task in [task for task in TASKS if task != "caption" or scorable()]:
-            one = configuration(task, folder)
-            for name, config in (("one", one), ("two", sharded(one, folder / task / "two"))):
-                paths[name].append(str(write(config, folder / f"{task}_{name}.yaml")))
-        on_two_ranks(paths["two"])
-        search(*paths["one"])
-    return folder
+    return search_twice(tmp_path_factory.mktemp("blip"), sharded)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_sharded_ranks_search_a_blip_as_one_process_does(blip_runs: Path, task: str) -> None:
-    if task == "caption" and not scorable():
-        pytest.skip("captions cannot be scored here")
-    one, two = blip_runs / task / "one", blip_runs / task / "two"
-    plans = [json.loads((run / "plan.json").read_text())["keep"] for run in (one, two)]
-    assert plans[0] == plans[1]
-    last = [torch.load(run / "search/checkpoints/last.ckpt", weights_only=True) for run in (one, two)]
-    scores = [scores_of(checkpoint) for checkpoint in last]
-    assert any(bool(score.abs().max() > 1e-3) for score in scores[0].values())
-    for name, score in scores[0].items():
-        close(scores[1][name], score, f"score of {name}")
+    one, two = both(blip_runs, task)
+    assert_same_search(one, two)
     weights = [load_file(run / WEIGHTS[0]) for run in (one, two)]
     assert weights[0].keys() == weights[1].keys()
 

@@ -7,7 +7,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, Trainer
 
-from tests.recipes import recipe, tiny_config, write
-from tests.runs.test_distributed import ROOT, over_two_ranks, settings
+from tests.recipes import recipe, tiny_config
+from tests.runs.processes import over_two_ranks, settings, started
 from upop.runs import RunDirectory, fit, phases
 from upop.runs.signals import Signals, StopBetweenSteps, Stopped, requeue
 
@@ -211,22 +210,9 @@ def test_a_job_that_cannot_be_requeued_is_said_to_be_so(
 
 
 def command(config: dict[str, Any], **environment: str) -> tuple[int, str]:
-    """Run ``upop fit`` as a user does; its exit code and what it said."""
-    path = write(config, Path(config["run_dir"]).with_suffix(".yaml"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "upop", "fit", "--config", str(path)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    """Run ``upop fit`` as a user does, until all its processes have ended; its exit code and what it said."""
+    with started("fit", config, **environment) as process:
         _, said = process.communicate(timeout=150)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
     return process.returncode, said
 
 

@@ -27,6 +27,11 @@ TWINS = (".crossattention.self.", ".crossattention.output.dense.")
 TOWERS = ("vision_model.", "text_encoder.")
 
 
+def can_grow(model: nn.Module) -> bool:
+    """Whether another can be made of this model: whether it is a BLIP for retrieval."""
+    return isinstance(model, BlipForImageTextRetrieval)
+
+
 def answering(model: nn.Module) -> nn.Module:
     """A ``BlipForQuestionAnswering`` with the towers of a BLIP for retrieval; only the head over the words is new.
 
@@ -70,7 +75,7 @@ def reasoning(model: nn.Module) -> nn.Module:
 
 def _config(model: nn.Module, wanted: str) -> Any:  # noqa: ANN401 (a BlipConfig)
     """A copy of the configuration of a BLIP for retrieval."""
-    if not isinstance(model, BlipForImageTextRetrieval):
+    if not can_grow(model):
         raise ValueError(
             f"{type(model).__name__} cannot become a {wanted}; a BlipForImageTextRetrieval can, such as "
             "'Salesforce/blip-itm-base-coco'"

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upop.families import growing
 from upop.families.blip_nlvr import BlipForVisualReasoning
 from upop.files import write_text
 from upop.metrics.gathering import gather_by_index
@@ -51,9 +50,9 @@ class VisualReasoning(TaughtTask):
 
     def start_from(self, model: nn.Module) -> nn.Module:
         """The model itself, or one for two images that is made of a BLIP for retrieval."""
-        from transformers import BlipForImageTextRetrieval
+        from upop.families import growing  # with all of Hugging Face's BLIP, which other tasks need not wait for
 
-        return growing.reasoning(model) if isinstance(model, BlipForImageTextRetrieval) else model
+        return growing.reasoning(model) if growing.can_grow(model) else model
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
         """Take a BLIP for visual reasoning, dense or cut, and its processor.

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from upop.families import growing
 from upop.metrics.gathering import gather_by_index
 from upop.metrics.results import check_writable
 from upop.metrics.vqa import vqa_accuracy, write_results
@@ -83,9 +82,9 @@ class VisualQuestionAnswering(TaughtTask):
 
     def start_from(self, model: nn.Module) -> nn.Module:
         """The model itself, or an answerer that is made of a BLIP for retrieval."""
-        from transformers import BlipForImageTextRetrieval
+        from upop.families import growing  # with all of Hugging Face's BLIP, which other tasks need not wait for
 
-        return growing.answering(model) if isinstance(model, BlipForImageTextRetrieval) else model
+        return growing.answering(model) if growing.can_grow(model) else model
 
     def adopt(self, model: nn.Module, processor: Any) -> None:  # noqa: ANN401 (any Hugging Face processor)
         """Take an answerer, dense or cut, and its processor.
