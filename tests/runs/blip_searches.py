@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 import yaml
 
 from tests.recipes import recipe, write
-from tests.runs.processes import ROOT
+from tests.runs.processes import ROOT, free_port
 from upop.export import load, save
 from upop.metrics.captions import check_metrics
 from upop.runs import RunDirectory, fit
@@ -93,9 +92,7 @@ def search(*paths: str) -> None:
 
 def on_two_ranks(paths: list[str]) -> None:
     """As :func:`search`, in two processes, which a launcher of the tests' own starts: importing torch takes longest."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     code = "import sys; from tests.runs.blip_searches import search; search(*sys.argv[1:])"
     ranks = []
     try:

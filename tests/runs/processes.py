@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,12 @@ def fit_here(config: dict[str, Any]) -> Path:
     made = recipe(config, path.with_suffix(".yaml"))
     fit(made, RunDirectory(path, made.config))
     return path
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def assert_killed_goes_on(config: dict[str, Any], broken: Path) -> None:

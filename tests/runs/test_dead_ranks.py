@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 
 from tests.recipes import write
-from tests.runs.processes import ROOT, over_two_ranks, settings
+from tests.runs.processes import ROOT, free_port, over_two_ranks, settings
 
 SECONDS = 20.0
 """Within which all has to be over."""
@@ -152,8 +151,3 @@ def test_ranks_that_torchrun_has_started_end_as_well(config: dict[str, Any]) -> 
     (code,), said = fallen(config, *launcher, "-m", UPOP_TEST_FALL="raised 1")
     assert code == 1
     assert "image 7 is broken" in said
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

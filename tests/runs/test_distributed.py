@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
-from tests.recipes import other_checkpoint
+from tests.recipes import other_checkpoint, write
 from tests.runs.processes import (
     CARRIED,
+    LIMIT,
+    ROOT,
     WEIGHTS,
     assert_killed_goes_on,
     assert_same,
     fit_here,
+    free_port,
     over_two_ranks,
     settings,
     upop,
@@ -69,6 +74,36 @@ def test_a_run_killed_on_two_ranks_goes_on_to_the_same_result(
 ) -> None:
     config, _, _ = queue_runs
     assert_killed_goes_on(config, tmp_path / "broken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_nodes_leave_what_one_process_leaves(checkpoint: Path, tmp_path: Path, strategy: str) -> None:
+    config = settings(checkpoint, tmp_path / "one", contrast="queue", queue_size=24, momentum=0.9)
+    both = over_two_ranks(config, tmp_path / "two")
+    both["trainer"] |= {"devices": 1, "num_nodes": 2, "strategy": strategy}
+    path, port = write(both, tmp_path / "two.yaml"), free_port()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    place = ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, *place, f"--node-rank={node}", "-m", "upop", "fit", "--config", str(path)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    try:
+        said = [node.communicate(timeout=LIMIT)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert ["compressed model" in one for one in said] == [True, False], "the first node alone says how it went"
+    assert_same(fit_here(config), tmp_path / "two", (*WEIGHTS, CARRIED))
 
 
 @pytest.mark.slow
