@@ -139,7 +139,8 @@ def peak() -> int:
     """Largest resident size of this process so far, in bytes; where the system tells, without that of its parent."""
     status = Path("/proc/self/status")
     if status.exists():  # a new process begins with its parent's ru_maxrss
-        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:")).split()[1])
+        (most,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(most.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
