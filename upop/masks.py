@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from upop.shards import summoned
 from upop.structure import Cut, Plan, Site
 
 
@@ -223,20 +224,19 @@ def unit_norms(model: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
         for cut in site.cuts:
             layer = model.get_submodule(cut.layer.name)
             for tensor in ("weight", "bias"):
-                value = _dense(layer, tensor)
-                if value is None or (tensor == "bias" and cut.side == "in"):
+                weight = _dense(layer, tensor)
+                if weight is None or (tensor == "bias" and cut.side == "in"):
                     continue
-                rows = value if cut.side == "out" else value.t()
-                square = rows.float().square().reshape(rows.shape[0], -1).sum(1)
-                squares += square.view(cut.view).movedim(cut.dim, 0).reshape(cut.units, -1).sum(1).cpu()
-                numbers += rows.numel() // cut.units
+                with summoned(weight) as value:
+                    rows = value if cut.side == "out" else value.t()
+                    square = rows.float().square().reshape(rows.shape[0], -1).sum(1)
+                    squares += square.view(cut.view).movedim(cut.dim, 0).reshape(cut.units, -1).sum(1).cpu()
+                    numbers += rows.numel() // cut.units
         norms[site.name] = (squares / numbers).sqrt()
     return norms
 
 
 def _dense(layer: nn.Module, tensor: str) -> Tensor | None:
     parametrizations: Any = getattr(layer, "parametrizations", {})
-    value: Any = parametrizations[tensor].original if tensor in parametrizations else getattr(layer, tensor)
-    gather = getattr(value, "full_tensor", None)  # of a weight that is sharded over ranks
-    found: Tensor | None = gather() if gather else value
+    found: Tensor | None = parametrizations[tensor].original if tensor in parametrizations else getattr(layer, tensor)
     return found

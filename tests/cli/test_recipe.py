@@ -63,7 +63,7 @@ def test_help_of_a_verb_explains_the_keys(verb: str, capsys: pytest.CaptureFixtu
         ({"trainer": {"precision": "bf16-true"}}, "trainer.precision is 'bf16-true', but weights stay in fp32; give"),
         ({"trainer": {"enable_checkpointing": False}}, "trainer.enable_checkpointing is False, but a run has to be"),
         ({"trainer": {"strategy": "fsdp"}}, "trainer.strategy is 'fsdp', which flattens the weights whose rows masks"),
-        ({"trainer": {"strategy": "deepspeed"}}, "trainer.strategy is 'deepspeed', which keeps weights and optimizer"),
+        ({"trainer": {"strategy": "deepspeed_stage_3_offload"}}, "'deepspeed_stage_3_offload', which keeps weights or"),
         ({"search": {"policy": "unfied"}}, "did you mean 'unified'?"),
         ({"search": {"floor": {"audio": 0.1}}}, "audio"),
         ({"search": {"multiple_of": {"neuron": 4096}}}, "4096"),

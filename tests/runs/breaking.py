@@ -17,9 +17,12 @@ def stopped_in_the_second_epoch() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
 
         def stopped(self: Trainer, model: Any, **arguments: Any) -> None:
-            def stop(*_: Any) -> None:
+            begin = type(model).on_train_batch_start
+
+            def stop(task: Any, *batch: Any) -> Any:
                 if self.current_epoch == 1:
                     raise KeyboardInterrupt
+                return begin(task, *batch)
 
             patched.setattr(type(model), "on_train_batch_start", stop, raising=False)
             original(self, model, **arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.runs.processes import (
 )
 from tests.runs.processes import settings as tiny_settings
 from tests.runs.processes import upop as command
+from tests.runs.zero_on_cpu import zero
 from upop.runs import check
 from upop.structure import Plan
 from upop.tasks.sharding import is_sharded
@@ -36,6 +38,8 @@ EXPLICIT = {
     "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
     "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
 }
+FSDP2 = "fsdp2"
+ALL = [FSDP2, zero(1), zero(2), zero(3)]
 Process = subprocess.CompletedProcess[str]
 
 
@@ -64,7 +68,7 @@ def settings(checkpoint: Path, run_dir: Path, **model: Any) -> dict[str, Any]:
     return config
 
 
-def sharded(config: dict[str, Any], run_dir: Path, strategy: Any = "fsdp2") -> dict[str, Any]:
+def sharded(config: dict[str, Any], run_dir: Path, strategy: Any = FSDP2) -> dict[str, Any]:
     """The same run, sharded over two processes."""
     config = over_two_ranks(config, run_dir)
     config["trainer"]["strategy"] = strategy
@@ -72,14 +76,24 @@ def sharded(config: dict[str, Any], run_dir: Path, strategy: Any = "fsdp2") -> d
 
 
 @pytest.fixture(scope="module")
-def queue_runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, Process]:
-    """The configuration over two ranks, the directory of the same run in one process, and how the former went."""
-    folder = tmp_path_factory.mktemp("sharded")
+def one_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The configuration of a run in one process, which is done."""
+    folder = tmp_path_factory.mktemp("one")
     config = settings(checkpoint, folder / "one", contrast="queue", queue_size=24, momentum=0.9)
-    both = sharded(config, folder / "two")
-    return both, fit_here(config), command("fit", both)
+    fit_here(config)
+    return config
 
 
+@pytest.fixture(scope="module")
+def queue_runs(
+    one_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[dict[str, Any], Path, Process]:
+    """The configuration over two ranks, the directory of the same run in one process, and how the former went."""
+    both = sharded(one_run, tmp_path_factory.mktemp("sharded") / "two", request.param)
+    return both, Path(one_run["run_dir"]), command("fit", both)
+
+
+@pytest.mark.parametrize("queue_runs", ALL, indirect=True)
 def test_two_sharded_ranks_leave_what_one_process_leaves(queue_runs: tuple[dict[str, Any], Path, Process]) -> None:
     config, one, result = queue_runs
     two = Path(config["run_dir"])
@@ -96,6 +110,7 @@ def test_two_sharded_ranks_leave_what_one_process_leaves(queue_runs: tuple[dict[
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("queue_runs", ALL, indirect=True)
 def test_a_sharded_run_that_is_killed_goes_on_to_the_same_bytes(
     queue_runs: tuple[dict[str, Any], Path, Process], tmp_path: Path
 ) -> None:
@@ -104,7 +119,10 @@ def test_a_sharded_run_that_is_killed_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_sharded_run_clips_accumulates_recomputes_and_ranks_by_weights(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", [EXPLICIT, zero(1), zero(2), zero(3)])
+def test_a_sharded_run_clips_accumulates_recomputes_and_ranks_by_weights(
+    checkpoint: Path, tmp_path: Path, strategy: Any
+) -> None:
     config = settings(checkpoint, tmp_path / "one")
     config["data"]["init_args"]["train_scenes"] = 24
     config["finetune"] = {"epochs": 1, "lr": 1e-3}
@@ -112,7 +130,7 @@ def test_a_sharded_run_clips_accumulates_recomputes_and_ranks_by_weights(checkpo
     for phase in ("finetune", "search", "retrain"):
         config[phase]["gradient_checkpointing"] = True
     config["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}
-    result = command("fit", sharded(config, tmp_path / "two", EXPLICIT))
+    result = command("fit", sharded(config, tmp_path / "two", strategy))
     assert result.returncode == 0, result.stderr
     fit_here(config)
     plans = [json.loads((tmp_path / run / "plan.json").read_text())["keep"] for run in ("one", "two")]
@@ -136,9 +154,10 @@ def test_one_process_shards_with_itself(checkpoint: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", [FSDP2, zero(3)])
 @pytest.mark.parametrize("name", ["siglip", "dual_encoder"])
-def test_other_dual_encoders_train_sharded_in_bf16(tmp_path: Path, name: str) -> None:
-    config = sharded(settings(other_checkpoint(tmp_path / name, name), tmp_path / "one"), tmp_path / "two")
+def test_other_dual_encoders_train_sharded_in_bf16(tmp_path: Path, name: str, strategy: Any) -> None:
+    config = sharded(settings(other_checkpoint(tmp_path / name, name), tmp_path / "one"), tmp_path / "two", strategy)
     config["trainer"]["precision"] = "bf16-mixed"
     result = command("search", config)
     assert result.returncode == 0, result.stderr
@@ -146,8 +165,8 @@ def test_other_dual_encoders_train_sharded_in_bf16(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_masks_that_drift_on_one_rank_end_the_run_on_all(checkpoint: Path, tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", FSDP2, zero(2)])
+def test_masks_that_drift_on_one_rank_end_the_run_on_all(checkpoint: Path, tmp_path: Path, strategy: Any) -> None:
     config = sharded(settings(checkpoint, tmp_path / "one"), tmp_path / "two", strategy)
     result = command("search", config, UPOP_TEST_SPOIL="masks")
     assert result.returncode == 2
@@ -156,8 +175,11 @@ def test_masks_that_drift_on_one_rank_end_the_run_on_all(checkpoint: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_sharded_step_that_is_not_finite_is_left_out_on_all_ranks(checkpoint: Path, tmp_path: Path) -> None:
-    config = sharded(settings(checkpoint, tmp_path / "one"), tmp_path / "two")
+@pytest.mark.parametrize("strategy", ALL)
+def test_a_sharded_step_that_is_not_finite_is_left_out_on_all_ranks(
+    checkpoint: Path, tmp_path: Path, strategy: Any
+) -> None:
+    config = sharded(settings(checkpoint, tmp_path / "one"), tmp_path / "two", strategy)
     config["data"]["init_args"]["train_scenes"] = 24
     result = command("search", config, UPOP_TEST_SPOIL="batch")
     assert "(1 so far), weights unchanged" in result.stderr
@@ -168,12 +190,13 @@ def test_a_sharded_step_that_is_not_finite_is_left_out_on_all_ranks(checkpoint: 
 
 
 @pytest.fixture(scope="module")
-def blip_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blip_runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A directory with the searches of BLIP's tasks, in ``<task>/one`` and, sharded, ``<task>/two``."""
-    return search_twice(tmp_path_factory.mktemp("blip"), sharded)
+    return search_twice(tmp_path_factory.mktemp("blip"), partial(sharded, strategy=request.param))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("blip_runs", [FSDP2, zero(3)], indirect=True)
 @pytest.mark.parametrize("task", TASKS)
 def test_sharded_ranks_search_a_blip_as_one_process_does(blip_runs: Path, task: str) -> None:
     one, two = both(blip_runs, task)

@@ -14,7 +14,7 @@ from upop.runs import check
 from upop.runs.strategies import (
     SERVE,
     ShardedStrategy,
-    check_shards,
+    check_placement,
     check_strategy,
     for_evaluation,
     for_training,
@@ -27,7 +27,8 @@ def explicit(**settings: Any) -> ModelParallelStrategy:
 
 
 @pytest.mark.parametrize("strategy", [None, *SERVE, DDPStrategy(), SingleDeviceStrategy(), explicit()])
-def test_what_serves_passes(strategy: Any) -> None:
+def test_what_serves_passes(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upop.runs.strategies.importable", lambda: None)  # DeepSpeed is an extra
     check_strategy({"strategy": strategy, "precision": "bf16-mixed"})
 
 
@@ -37,13 +38,14 @@ def test_what_serves_passes(strategy: Any) -> None:
         ("fsdp", r"'fsdp', which flattens the weights whose rows masks scale; give fsdp2, .* or ddp"),
         ("fsdp_cpu_offload", "'fsdp_cpu_offload', which flattens"),
         (FSDPStrategy(), "'FSDPStrategy', which flattens"),
-        ("deepspeed_stage_2", r"'deepspeed_stage_2', which keeps .* of its own.*; give fsdp2, .* or ddp"),
+        ("deepspeed_stage_3_offload", r"'deepspeed_stage_3_offload', which keeps .* of the host, .* or fsdp2"),
+        ("deepspeed_stage_4", "'deepspeed_stage_4'; give one of .*; did you mean 'deepspeed_stage_"),
         ("ddp_spawn", "'ddp_spawn', which starts processes that end with each phase.*; give ddp"),
         ("ddp_notebook_find_unused_parameters_true", "which starts processes that end with each phase"),
         (DDPStrategy(start_method="fork"), "'DDPStrategy', which starts processes that end with each phase"),
         ("xla", "'xla', which has not been tried; give ddp"),
-        ("fsdp3", r"'fsdp3'; give one of \[.*'fsdp2'\]; did you mean 'fsdp2'"),
-        ("dpp", r"'dpp'; give one of \['auto', 'ddp', .*'fsdp2'\]; did you mean 'ddp'"),
+        ("fsdp3", r"'fsdp3'; give one of \[.*'fsdp2', 'deepspeed', .*\]; did you mean 'fsdp2'"),
+        ("dpp", r"'dpp'; give one of \['auto', 'ddp', .*'fsdp2', .*\]; did you mean 'ddp'"),
         (
             explicit(tensor_parallel_size=2),
             "tensor_parallel_size of trainer.strategy is 2, which splits .* set it to 1",
@@ -74,7 +76,7 @@ def test_a_sharded_strategy_spans_all_processes(strategy: Any) -> None:
     made = trainer(for_training(strategy))
     assert isinstance(made.strategy, ShardedStrategy)
     assert made.strategy.shards == made.world_size == 2
-    check_shards(made)
+    check_placement(made)
 
 
 def test_another_number_of_shards_is_refused_before_anything_runs(config: dict[str, Any], tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from torch.distributed.tensor import DTensor
 from tests import tiny
 from upop.families import find_blocks, find_sites
 from upop.masks import Masks, unit_norms
+from upop.shards import whole
 from upop.structure import KINDS, Site
 from upop.tasks.base import frozen_copy, moving_average_
 from upop.tasks.hidden import HiddenStates
-from upop.tasks.sharding import average_replicated_, clip_, gather_, is_sharded, release_, shard_, whole
+from upop.tasks.sharding import average_replicated_, clip_, gather_, is_sharded, release_, shard_
 
 NAMES = ("clip", "siglip", "dual_encoder", "blip_retrieval", "blip_vqa", "blip_captioning", "blip_nlvr")
 RANKS, LIMIT, MOMENTUM = 2, 0.01, 0.7

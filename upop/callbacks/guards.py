@@ -25,10 +25,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from upop.files import write_json
+from upop.shards import held
 
 NONFINITE = "nonfinite.json"
 """Name of the file, in the directory of a phase, that lists the steps that were left out."""
@@ -131,8 +131,7 @@ class StepGuard(Callback):
         if not bad_loss and not bad_gradient:
             self._in_row = 0
             return "fine"
-        for parameter in module.parameters():
-            parameter.grad = None  # or the optimizer would carry the fault into weights and moments
+        _drop_gradients(trainer, module)  # or the optimizer would carry the fault into weights and moments
         if _scaler(trainer) is not None and not bad_loss and scale(trainer) >= 1.0:
             return "overflow"  # the scaler has seen it, too, and skips the step itself
         for buffer in module.buffers():
@@ -209,7 +208,7 @@ def _faults(
     trainer: Trainer, module: LightningModule, losses: list[Tensor], beside: tuple[Tensor, ...]
 ) -> tuple[bool, bool]:
     """Whether a loss, and whether a gradient, is not finite on any rank. One read from the device."""
-    gradients = [_local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None]
+    gradients = _gradients(trainer, module)
     norms = [get_total_norm(group).float() for group in (gradients, list(beside)) if group]
     device = module.device
     faults = [
@@ -227,9 +226,20 @@ def _none(device: torch.device) -> Tensor:
     return torch.zeros((), dtype=torch.bool, device=device)
 
 
-def _local(gradient: Tensor) -> Tensor:
-    """The part of a gradient that this rank holds: all of it, or its shard."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+def _gradients(trainer: Trainer, module: LightningModule) -> list[Tensor]:
+    """What this rank holds of the gradients; a strategy may keep them itself."""
+    kept = getattr(trainer.strategy, "gradients", None)
+    found = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return kept() if kept else [piece for gradient in found for piece in held(gradient)]
+
+
+def _drop_gradients(trainer: Trainer, module: LightningModule) -> None:
+    """Have the optimizer take no step."""
+    drop = getattr(trainer.strategy, "drop_gradients", None)
+    if drop:
+        drop()
+    for parameter in module.parameters():
+        parameter.grad = None
 
 
 def _numbers(batch: object) -> dict[str, Tensor]:

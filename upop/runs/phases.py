@@ -31,7 +31,7 @@ from upop.runs.checkpoints import check_room
 from upop.runs.directory import RunDirectory
 from upop.runs.latency import latency_table, place
 from upop.runs.recipe import Recipe
-from upop.runs.strategies import check_shards, gathered
+from upop.runs.strategies import check_placement, gathered
 from upop.runs.supervision import supervised
 from upop.runs.training import check_trainer, evaluate, new_trainer, train
 from upop.search import check_settings
@@ -62,7 +62,7 @@ def check(recipe: Recipe, directory: RunDirectory | None = None) -> None:
             raise ValueError(f"{phase}.epochs is {recipe.training[phase].epochs}; give 1 or more")
     check_trainer(recipe.trainer, recipe.task.compile_towers)
     try:
-        check_shards(new_trainer(recipe, [], Path.cwd()))
+        check_placement(new_trainer(recipe, [], Path.cwd()))
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     recipe.data.check()

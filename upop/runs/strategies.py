@@ -1,8 +1,9 @@
 """Strategies of Lightning that serve all phases of a run, and what is said of those that do not.
 
 ``ddp`` keeps a whole model on every rank. ``fsdp2`` shares out weights, gradients and optimizer states while a phase
-trains; masks, scores and a distillation teacher stay whole on every rank. When the phase is over its weights are
-gathered once, and the cut and every evaluation work on a whole model.
+trains, and so does DeepSpeed's ZeRO at its stage 3, at stage 2 and 1 less of them; masks, scores and a distillation
+teacher stay whole on every rank. When the phase is over its weights are gathered once, and the cut and every evaluation
+work on a whole model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
+    DeepSpeedStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
@@ -21,17 +23,21 @@ from lightning.pytorch.strategies import (
 )
 
 from upop.messages import closest
+from upop.runs.zero import ZeroStrategy, check_zero, importable
+from upop.shards import engaged, whole
 from upop.tasks import Task
-from upop.tasks.sharding import is_sharded, whole
+from upop.tasks.sharding import is_sharded
 
 FSDP2 = "fsdp2"
-SERVE = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", FSDP2)
+ZERO = {"deepspeed": 2, "deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed_stage_3": 3}
+"""Names of the strategies that are DeepSpeed's, and the stage of ZeRO that each is."""
+SERVE = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", FSDP2, *ZERO)
 """Names of the strategies that serve."""
 ENDS = "starts processes that end with each phase, and the masks and the plan with them; give ddp"
 REFUSED = {
-    "deepspeed": "keeps weights and optimizer states in forms of its own, which upop cannot gather; give fsdp2, which "
-    "shares out as much as stage 3, or ddp",
     "fsdp": "flattens the weights whose rows masks scale; give fsdp2, which leaves each weight as it is, or ddp",
+    "offload": "keeps weights or optimizer states in the memory of the host, which has not been tried; give "
+    "deepspeed_stage_3, or fsdp2",
     "spawn": ENDS,
     "fork": ENDS,
     "notebook": ENDS,
@@ -84,8 +90,12 @@ def check_strategy(settings: Mapping[str, Any], compiles: bool = False) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, ModelParallelStrategy):
         _check_sizes(strategy)
+    elif isinstance(strategy, DeepSpeedStrategy):
+        check_zero(strategy)
     elif not _serves(strategy):
         raise ValueError(f"trainer.strategy is {name!r}{_why_not(strategy, name)}")
+    if _is_zero(strategy):
+        importable()
     if not shards(strategy):
         return
     if str(settings.get("precision") or "").startswith("16"):
@@ -98,6 +108,16 @@ def check_strategy(settings: Mapping[str, Any], compiles: bool = False) -> None:
             f"trainer.strategy is {name!r}, which gathers weights inside the towers that model.init_args.compile wants "
             "compiled; set compile to false, or give ddp"
         )
+    if _is_zero(strategy) and settings.get("gradient_clip_algorithm") == "value":
+        raise ValueError(
+            f"trainer.gradient_clip_algorithm is 'value', but DeepSpeed clips norms; leave it out, or give fsdp2 "
+            f"instead of {name!r}"
+        )
+
+
+def _is_zero(strategy: str | Strategy) -> bool:
+    """Whether a strategy is DeepSpeed's."""
+    return strategy in ZERO or isinstance(strategy, DeepSpeedStrategy)
 
 
 def _serves(strategy: str | Strategy) -> bool:
@@ -134,11 +154,11 @@ def _check_sizes(strategy: ModelParallelStrategy) -> None:
         )
 
 
-def check_shards(trainer: Trainer) -> None:
-    """Refuse a number of shards that is not the number of processes.
+def check_placement(trainer: Trainer) -> None:
+    """Refuse a number of shards that is not the number of processes, and devices that a strategy does not run on.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is not, or does not.
     """
     strategy = trainer.strategy
     if isinstance(strategy, ShardedStrategy) and strategy.shards != trainer.world_size:
@@ -146,15 +166,24 @@ def check_shards(trainer: Trainer) -> None:
             f"data_parallel_size of trainer.strategy is {strategy.shards}, but there are {trainer.world_size} "
             "processes (trainer.devices * trainer.num_nodes); give the same number, or trainer.strategy: fsdp2"
         )
+    if isinstance(strategy, ZeroStrategy) and not isinstance(trainer.accelerator, strategy.accelerators):
+        raise ValueError(
+            f"trainer.strategy is DeepSpeed's, which runs on NVIDIA GPUs, but trainer.accelerator is "
+            f"{type(trainer.accelerator).__name__}; give fsdp2 or ddp"
+        )
 
 
 def shards(strategy: str | Strategy | None) -> bool:
-    """Whether a strategy shares out the weights."""
-    return strategy == FSDP2 or isinstance(strategy, ModelParallelStrategy)
+    """Whether a strategy shares out gradients, weights or what the optimizer keeps of them."""
+    return strategy == FSDP2 or strategy in ZERO or isinstance(strategy, (ModelParallelStrategy, DeepSpeedStrategy))
 
 
 def for_training(strategy: str | Strategy) -> str | Strategy:
-    """The strategy that trains for one that a recipe gives: sharded ones are upop's own."""
+    """The strategy that trains for one that a recipe gives: those that shard are upop's own."""
+    if isinstance(strategy, str):
+        return ZeroStrategy(ZERO[strategy]) if strategy in ZERO else strategy
+    if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
+        return ZeroStrategy.of(strategy)
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, ShardedStrategy):
         return ShardedStrategy(
             strategy._data_parallel_size,
@@ -170,15 +199,15 @@ def for_evaluation(strategy: str | Strategy | None) -> str | Strategy | None:
 
 
 def gathered(task: Task, fresh: Callable[[], Task]) -> Task:
-    """``task``, or where its weights are sharded a new one that has all of them, on every rank.
+    """``task``, or where its weights were shared out or tied to DeepSpeed a new one with all of them, on every rank.
 
     Args:
         task: A task that has been trained, without masks.
         fresh: Makes the same task with a whole model; every weight of it is written over.
     """
-    if not is_sharded(task):
+    if not is_sharded(task) and not any(map(engaged, task.parameters())):
         return task
-    state = {name: whole(value) for name, value in task.state_dict().items()}
+    state = {name: whole(value) for name, value in task.state_dict(keep_vars=True).items()}
     made = fresh()
     made.load_state_dict(state)
     return made

@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from upop.tasks.sharding import average_replicated_, clip_, gather_, is_sharded, local, release_, shard_
+from upop.shards import held
+from upop.tasks.sharding import average_replicated_, clip_, gather_, is_sharded, release_, shard_
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,19 @@ class Task(LightningModule):
     def on_after_backward(self) -> None:
         """Average what is whole on every rank of a sharded model."""
         if self.device_mesh is not None:
-            average_replicated_(self.parameters(), lambda flat: self.trainer.strategy.reduce(flat, reduce_op="mean"))
+            average_replicated_(self.parameters(), self._over_ranks)
+
+    def write_(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Write a weight while it trains, also where the strategy holds a copy of it that the optimizer moves."""
+        write = getattr(self.trainer.strategy, "write_", None)
+        if write:
+            write(parameter, value)
+        else:
+            parameter.data.copy_(value)
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over the ranks, elementwise."""
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
 
     def on_validation_start(self) -> None:
         """Make the weights of a sharded model whole: not every rank has as many batches to evaluate."""
@@ -272,8 +285,9 @@ def moving_average_(average: nn.Module, model: nn.Module, momentum: float) -> No
         momentum: Share that stays, in [0, 1).
     """
     trained = {_dense_name(name): parameter for name, parameter in model.named_parameters()}
-    pairs = [(local(parameter), local(trained[name])) for name, parameter in average.named_parameters()]
-    torch._foreach_lerp_([mean for mean, _ in pairs], [weight for _, weight in pairs], 1.0 - momentum)
+    pairs = [(held(parameter), held(trained[name])) for name, parameter in average.named_parameters()]
+    means, weights = ([piece for pieces in side for piece in pieces] for side in zip(*pairs, strict=True))
+    torch._foreach_lerp_(means, weights, 1.0 - momentum)
 
 
 def _dense_name(name: str) -> str:

@@ -28,10 +28,6 @@ class EvaluatedTask(Task, ABC):
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         """Take in a batch of the split."""
 
-    def _over_ranks(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over the ranks, elementwise."""
-        return self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
-
     @abstractmethod
     def _report(self, split: Literal["val", "test"]) -> None:
         """Log what was found, in percent, and write what is to be written."""

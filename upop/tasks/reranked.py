@@ -169,7 +169,7 @@ class RerankedRetrieval(Retrieval):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Contrastive and matching loss of a batch, plus distillation where it is on."""
-        self.temp.data.clamp_(*TEMPERATURES)
+        self.write_(self.temp, self.temp.detach().clamp(*TEMPERATURES))
         parts = self.losses(batch, batch_idx)
         loss = torch.stack(list(parts.values())).sum()
         self.log_dict({f"loss/{name}": part.detach() for name, part in parts.items()})

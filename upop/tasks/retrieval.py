@@ -132,6 +132,11 @@ class Retrieval(EvaluatedTask):
         """Factor on the cosine similarities, at most 100."""
         return model.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
 
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Move the momentum encoders, outside of the step: within one their shares may be on their way already."""
+        if self.momentum_model is not None:
+            moving_average_(self.momentum_model, self.model, self.momentum)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Contrastive loss of a batch, plus distillation where it is on."""
         images, texts = self.features(self.model, batch)
@@ -181,7 +186,6 @@ class Retrieval(EvaluatedTask):
     ) -> Tensor:
         """Soft-target contrast against the batch of all ranks and the queue (ALBEF, BLIP)."""
         with torch.no_grad():
-            moving_average_(self.momentum_model, self.model, self.momentum)
             image_m, text_m = self.features(self.momentum_model, batch)
             gathered = self._gather(image_m), self._gather(text_m)
             all_images = torch.cat([gathered[0], self.image_queue])

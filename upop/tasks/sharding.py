@@ -73,17 +73,6 @@ def _sharded_parts(model: nn.Module) -> Iterator[FSDPModule]:
     return (part for part in model.modules() if isinstance(part, FSDPModule))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the slices of all ranks, on the CPU; every rank has to ask for it."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, without gradients and in the same memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def average_replicated_(parameters: Iterable[nn.Parameter], mean: Callable[[Tensor], Tensor]) -> None:
     """Average the gradients of the parameters that are whole on every rank, which FSDP leaves alone.
 
