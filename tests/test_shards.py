@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from upop.shards import engaged, gathered, held, partitioned, summoned, whole
+from upop.shards import engaged, gathered, held, moving, partitioned, summoned, whole
 
 
 class Status(Enum):
@@ -83,3 +83,21 @@ def test_a_weight_of_stage_1_or_2_is_tied_to_an_engine_and_whole() -> None:
     assert engaged(parameter)
     assert not partitioned(parameter)
     assert len(held(parameter)) == 1
+
+
+def test_a_target_that_is_whole_beside_a_source_that_is_not_is_shared_out_again() -> None:
+    target, source = (shared(torch.arange(4.0), slice(0, 2)) for _ in range(2))
+    assert len(moving(target, source)) == 1
+    for parameter in (target, source):
+        parameter.all_gather(param_list=[parameter])
+    assert len(moving(target, source)) == 2
+    source.partition(param_list=[source])
+    ((to, of),) = moving(target, source)
+    assert not gathered(target), "or it would be used as it was before it moved"
+    assert to.data_ptr() == target.ds_tensor.data_ptr()
+    assert of.data_ptr() == source.ds_tensor.data_ptr()
+    source.all_gather(param_list=[source])
+    assert len(moving(target, source)) == 1, "the next use of the target gathers its share"
+    mean, weight = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+    ((to, of),) = moving(mean, weight)
+    assert (to.data_ptr(), of.data_ptr()) == (mean.data_ptr(), weight.data_ptr())

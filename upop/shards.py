@@ -50,6 +50,17 @@ def whole(tensor: Tensor) -> Tensor:
         return found.cpu().clone()
 
 
+def moving(target: Any, source: Any) -> list[tuple[Tensor, Tensor]]:  # noqa: ANN401 (as of held)
+    """What this rank has to move of ``target``, beside what it holds of ``source``, which is shared out alike.
+
+    A target that ZeRO has made whole while its source is not is shared out again: its next use gathers what was moved.
+    """
+    to, of = held(target), held(source)
+    if len(to) > len(of):
+        target.partition(param_list=[target])
+    return list(zip(to, of, strict=False))
+
+
 def held(tensor: Any) -> list[Tensor]:  # noqa: ANN401 (a tensor, maybe with DeepSpeed's attributes)
     """What this rank holds of a tensor, without gradients and in the same memory.
 

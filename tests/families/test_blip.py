@@ -118,10 +118,6 @@ def test_what_the_modules_say_after_the_cut():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", ["blip_vqa", "blip_captioning"])
 def test_generation_gives_the_same_tokens_masked_and_cut(name, beams, seed):
-    model = tiny.build(name, seed)
-    inputs = {key: value for key, value in tiny.inputs(model, seed=seed).items() if not key.startswith("decoder")}
-    inputs["input_ids"] = inputs["input_ids"][:, :5]
-
     def generate():
         found = model.generate(
             **{key: value.clone() for key, value in inputs.items()}, num_beams=beams, max_new_tokens=6, do_sample=False
@@ -129,16 +125,22 @@ def test_generation_gives_the_same_tokens_masked_and_cut(name, beams, seed):
         assert found.shape[0] == 3
         return found
 
-    sites = find_sites(model, KINDS)
-    plan = random_plan(sites, seed)
-    dense = generate()
-    masks = Masks(model, sites)
-    masks.write_(mask_values(sites, plan))
-    masked = generate()
-    masks.detach()
+    for drawn in range(20 * seed, 20 * seed + 20):  # until one says other things about other images, and without units
+        model = tiny.build(name, drawn)
+        inputs = {key: value for key, value in tiny.inputs(model, seed=drawn).items() if not key.startswith("decoder")}
+        inputs["input_ids"] = inputs["input_ids"][:, :5]
+        dense = generate()
+        sites = find_sites(model, KINDS)
+        plan = random_plan(sites, seed)
+        masks = Masks(model, sites)
+        masks.write_(mask_values(sites, plan))
+        masked = generate()
+        masks.detach()
+        if len(dense.unique(dim=0)) > 1 and masked.tolist() != dense.tolist():
+            break
     shrink_(model, sites, plan)
     assert masked.tolist() == generate().tolist()
-    assert len(dense.unique(dim=0)) > 1  # other things about other images, and other things after the cut
+    assert len(dense.unique(dim=0)) > 1
     assert masked.tolist() != dense.tolist()
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import weakref
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from tests.runs.processes import settings as tiny_settings
 from tests.runs.processes import upop as command
 from tests.runs.zero_on_cpu import zero
 from upop.runs import check
+from upop.runs.zero import _stack
 from upop.structure import Plan
 from upop.tasks.sharding import is_sharded
 
@@ -39,6 +41,7 @@ EXPLICIT = {
     "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
 }
 FSDP2 = "fsdp2"
+LINEAR = torch.nn.functional.linear
 ALL = [FSDP2, zero(1), zero(2), zero(3)]
 Process = subprocess.CompletedProcess[str]
 
@@ -58,6 +61,37 @@ class Spoil(Callback):
                 values = search._masks.values()
                 name = min(values)
                 search._masks.write_({name: values[name] * 0.999})
+
+
+class Watched(Callback):
+    """Looks whether engines that have ended are gone when the next begins, and in what autocast a step computes."""
+
+    engines: ClassVar[list[Any]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        assert not [engine for engine in self.engines if engine() is not None], "kept through the phase"
+        self.engines.append(weakref.ref(trainer.strategy.model))
+        if trainer.precision == "bf16-mixed":
+            torch.set_autocast_enabled("cuda", True)  # as it is on a GPU, where DeepSpeed looks
+            layer = pl_module.model.vision_model.encoder.layers[0].mlp.fc1
+            layer.register_forward_hook(lambda module, inputs, output: self.check(output))
+
+    @staticmethod
+    def check(output: torch.Tensor) -> None:
+        assert output.dtype == torch.bfloat16
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        assert len(_stack()) <= 2, "modules of forward passes that DeepSpeed has not forgotten"
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        torch.set_autocast_enabled("cuda", False)
+
+
+class Unpatched(Callback):
+    """Looks whether a phase begins with torch's own linear layer."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        assert torch.nn.functional.linear is LINEAR
 
 
 def settings(checkpoint: Path, run_dir: Path, **model: Any) -> dict[str, Any]:
@@ -123,14 +157,18 @@ def test_a_sharded_run_that_is_killed_goes_on_to_the_same_bytes(
 def test_a_sharded_run_clips_accumulates_recomputes_and_ranks_by_weights(
     checkpoint: Path, tmp_path: Path, strategy: Any
 ) -> None:
-    config = settings(checkpoint, tmp_path / "one")
+    config = settings(checkpoint, tmp_path / "one", contrast="queue", queue_size=24, momentum=0.9)
     config["data"]["init_args"]["train_scenes"] = 24
     config["finetune"] = {"epochs": 1, "lr": 1e-3}
     config["search"]["policy"] = "magnitude"
     for phase in ("finetune", "search", "retrain"):
         config[phase]["gradient_checkpointing"] = True
     config["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}
-    result = command("fit", sharded(config, tmp_path / "two", strategy))
+    two = sharded(config, tmp_path / "two", strategy)
+    if isinstance(strategy, dict) and "Zero" in strategy["class_path"]:
+        names = [f"tests.runs.test_sharded.{callback.__name__}" for callback in (Watched, Unpatched)]
+        two["trainer"]["callbacks"] += [{"class_path": name} for name in names]
+    result = command("fit", two)
     assert result.returncode == 0, result.stderr
     fit_here(config)
     plans = [json.loads((tmp_path / run / "plan.json").read_text())["keep"] for run in ("one", "two")]
@@ -159,6 +197,8 @@ def test_one_process_shards_with_itself(checkpoint: Path, tmp_path: Path) -> Non
 def test_other_dual_encoders_train_sharded_in_bf16(tmp_path: Path, name: str, strategy: Any) -> None:
     config = sharded(settings(other_checkpoint(tmp_path / name, name), tmp_path / "one"), tmp_path / "two", strategy)
     config["trainer"]["precision"] = "bf16-mixed"
+    if name == "siglip" and strategy != FSDP2:
+        config["trainer"]["callbacks"].append({"class_path": "tests.runs.test_sharded.Watched"})
     result = command("search", config)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "two/plan.json").is_file()

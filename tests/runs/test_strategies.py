@@ -28,7 +28,7 @@ def explicit(**settings: Any) -> ModelParallelStrategy:
 
 @pytest.mark.parametrize("strategy", [None, *SERVE, DDPStrategy(), SingleDeviceStrategy(), explicit()])
 def test_what_serves_passes(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upop.runs.strategies.importable", lambda: None)  # DeepSpeed is an extra
+    monkeypatch.setattr("upop.runs.strategies.check_deepspeed", lambda: None)  # DeepSpeed is an extra
     check_strategy({"strategy": strategy, "precision": "bf16-mixed"})
 
 

@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from tests.recipes import recipe
 from upop.runs import check
 from upop.runs.strategies import check_placement, check_strategy, for_evaluation, for_training
-from upop.runs.zero import ZeroPrecision, ZeroStrategy, check_zero, importable, stage_of
+from upop.runs.zero import BUCKET, ZeroPrecision, ZeroStrategy, check_deepspeed, check_zero, stage_of
 
 installed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 
 
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take DeepSpeed for installed, as far as names go."""
-    monkeypatch.setattr("upop.runs.strategies.importable", lambda: None)
+    monkeypatch.setattr("upop.runs.strategies.check_deepspeed", lambda: None)
 
 
 def test_without_deepspeed_a_run_says_what_to_install(
@@ -39,8 +40,11 @@ def test_without_deepspeed_a_run_says_what_to_install(
 
 
 @installed
-def test_deepspeed_that_is_there_is_found() -> None:
-    importable()
+def test_deepspeed_takes_no_settings_past_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_deepspeed()
+    monkeypatch.setenv("PL_DEEPSPEED_CONFIG_PATH", "zero.json")
+    with pytest.raises(ValueError, match="PL_DEEPSPEED_CONFIG_PATH is set, whose file .*; unset it"):
+        check_strategy({"strategy": "deepspeed_stage_2"})
 
 
 @installed
@@ -77,9 +81,20 @@ def test_what_it_does_not_go_with_is_refused(
     ("settings", "message"),
     [
         ({"stage": 0}, "is ZeRO stage 0; give stage 1, 2 or 3, or ddp"),
-        ({"zero_optimization": False}, "is ZeRO stage 0"),
-        ({"stage": 3, "offload_optimizer": True}, "has 'offload_optimizer', which keeps .* take it out"),
-        ({"stage": 3, "offload_parameters": True}, "has 'offload_param', which keeps .* take it out"),
+        ({"zero_optimization": False}, "is ZeRO stage None"),
+        ({"stage": "x"}, "is ZeRO stage 'x'"),
+        ({"config": {"zero_optimization": 3}}, "is ZeRO stage 3; give stage 1, 2 or 3"),
+        ({"stage": 3, "offload_optimizer": True}, r"has 'zero_optimization\.offload_optimizer', .* take it out"),
+        ({"stage": 3, "offload_parameters": True}, r"has 'zero_optimization\.offload_param', .* take it out"),
+        (
+            {"config": {"zero_optimization": {"stage": 3, "mics_shard_size": 2}}},
+            r"has 'zero_optimization\.mics_shard_size'",
+        ),
+        ({"config": {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}}, "has 'gradient_clipping', which"),
+        (
+            {"config": {"zero_optimization": {"stage": 2}, "data_types": {}}},
+            "has 'data_types', which .* serves: zero_opt",
+        ),
         (
             {"config": {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}},
             "has 'fp16', which follows from .*",
@@ -108,6 +123,13 @@ def test_a_strategy_of_lightning_becomes_ours_with_its_settings() -> None:
     assert made._process_group_backend == "gloo"
     assert for_evaluation(given) == for_evaluation("deepspeed_stage_1") == "auto"
     assert for_training(made) is made
+    zero = made.config["zero_optimization"]
+    assert zero["stage3_max_reuse_distance"] == 0, "weights are shared out again after each use"
+    own = for_training("deepspeed_stage_3")
+    assert isinstance(own, ZeroStrategy)
+    assert isinstance(own.config, dict)
+    check_zero(own)
+    assert own.config["zero_optimization"]["reduce_bucket_size"] == BUCKET
     stages = {name: for_training(name) for name in ("deepspeed", "deepspeed_stage_1", "deepspeed_stage_3")}
     assert [strategy.stage for strategy in stages.values() if isinstance(strategy, ZeroStrategy)] == [2, 1, 3]
 
@@ -132,6 +154,21 @@ def test_weights_stay_in_fp32_under_autocast() -> None:
     assert type(made.precision_plugin) is ZeroPrecision
     with pytest.raises(ValueError, match="runs on NVIDIA GPUs"):
         check_placement(trainer)
+
+
+@installed
+def test_other_gpus_than_the_first_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Anywhere(ZeroStrategy):
+        accelerators = (CPUAccelerator,)
+
+    made = Anywhere(2)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=made, logger=False, barebones=True)
+    check_placement(trainer)
+    monkeypatch.setattr(made, "parallel_devices", [torch.device("cuda", 2), torch.device("cuda", 3)])
+    with pytest.raises(ValueError, match=r"is \[2, 3\], .* give trainer.devices: 2 and set CUDA_VISIBLE_DEVICES=2,3"):
+        check_placement(trainer)
+    made.parallel_devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    check_placement(trainer)
 
 
 @installed

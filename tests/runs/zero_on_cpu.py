@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from upop.runs.zero import ZeroStrategy
 
-SMALL = {"reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000, "overlap_comm": False}
+SMALL = {"reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000}
 """Buckets that hold a few layers of a tiny model, so that there are several."""
 
 

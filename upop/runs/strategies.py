@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import (
 )
 
 from upop.messages import closest
-from upop.runs.zero import ZeroStrategy, check_zero, importable
+from upop.runs.zero import ZeroStrategy, check_deepspeed, check_zero
 from upop.shards import engaged, whole
 from upop.tasks import Task
 from upop.tasks.sharding import is_sharded
@@ -88,14 +88,14 @@ def check_strategy(settings: Mapping[str, Any], compiles: bool = False) -> None:
     """
     strategy = settings.get("strategy") or "auto"
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if _is_zero(strategy):
+        check_deepspeed()
     if isinstance(strategy, ModelParallelStrategy):
         _check_sizes(strategy)
     elif isinstance(strategy, DeepSpeedStrategy):
         check_zero(strategy)
     elif not _serves(strategy):
         raise ValueError(f"trainer.strategy is {name!r}{_why_not(strategy, name)}")
-    if _is_zero(strategy):
-        importable()
     if not shards(strategy):
         return
     if str(settings.get("precision") or "").startswith("16"):
@@ -170,6 +170,12 @@ def check_placement(trainer: Trainer) -> None:
         raise ValueError(
             f"trainer.strategy is DeepSpeed's, which runs on NVIDIA GPUs, but trainer.accelerator is "
             f"{type(trainer.accelerator).__name__}; give fsdp2 or ddp"
+        )
+    places = [device.index for device in getattr(strategy, "parallel_devices", None) or ()]
+    if isinstance(strategy, ZeroStrategy) and any(places) and places != list(range(len(places))):
+        raise ValueError(
+            f"trainer.devices is {places}, but DeepSpeed takes the first GPUs that it sees; give trainer.devices: "
+            f"{len(places)} and set CUDA_VISIBLE_DEVICES={','.join(map(str, places))}"
         )
 
 

@@ -14,27 +14,40 @@ Lightning's strategy does otherwise:
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from upop.shards import gathered, partitioned, whole
+from upop.shards import gathered, partitioned, summoned
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each weight, by torch's names."""
 STAGES = (1, 2, 3)
-OWN = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast", "gradient_accumulation_steps")
-"""Parts of a DeepSpeed configuration that follow from other keys of the recipe."""
+SETTINGS = (
+    "zero_optimization", "zero_allow_untested_optimizer", "activation_checkpointing", "aio", "steps_per_print",
+    "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "memory_breakdown", "comms_logger", "dump_state",
+)  # fmt: skip
+"""Keys of a DeepSpeed configuration that serve; the others follow from the recipe, or have not been tried."""
+ZERO_SETTINGS = (
+    "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter", "reduce_bucket_size",
+    "contiguous_gradients", "sub_group_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
+)  # fmt: skip
+"""Keys of its section ``zero_optimization`` that serve."""
+BUCKET = 50_000_000
+"""Numbers that are sent at a time; Lightning's 200 million are a gigabyte of memory on each GPU."""
 
 
 class ZeroPrecision(DeepSpeedPrecision):
@@ -61,6 +74,7 @@ class ZeroPrecision(DeepSpeedPrecision):
         engine = model.trainer.model
         engine.set_gradient_accumulation_boundary(not model.trainer.fit_loop._should_accumulate())
         engine.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
+        model.trainer.strategy.forget_forwards()
 
     def optimizer_step(
         self,
@@ -72,8 +86,8 @@ class ZeroPrecision(DeepSpeedPrecision):
         """As Lightning's, but for a step whose gradients were dropped."""
         result = closure()
         self._after_closure(model, optimizer)
-        strategy = model.trainer.strategy
-        if isinstance(strategy, ZeroStrategy) and strategy.dropped:
+        strategy: ZeroStrategy = model.trainer.strategy
+        if strategy.dropped:
             strategy.dropped = False
         else:
             model.trainer.model.step(**kwargs)
@@ -95,11 +109,16 @@ class ZeroStrategy(DeepSpeedStrategy):
     """Accelerators that it runs on."""
 
     def __init__(self, stage: int = 2, **settings: Any) -> None:  # noqa: ANN401
-        super().__init__(stage=stage, **settings)
+        buckets = {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+        super().__init__(stage=stage, **buckets | settings)
+        assert isinstance(self.config, dict)
+        # by default DeepSpeed keeps whole what comes again within a billion numbers: all of such a model
+        self.config["zero_optimization"].setdefault("stage3_max_reuse_distance", 0)
         self.dropped = False
         self._groups: list[list[nn.Parameter]] = []
         self._scalars: list[nn.Parameter] = []
         self._gathered: list[Any] = []
+        self._depth = 0
 
     @classmethod
     def of(cls, strategy: DeepSpeedStrategy) -> ZeroStrategy:
@@ -132,11 +151,22 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self._format_batch_size_and_grad_accum_config()
 
+    def setup(self, trainer: Trainer) -> None:
+        """As Lightning's, when the engine of the phase before has gone."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        super().setup(trainer)
+
     def init_deepspeed(self) -> None:
         """As Lightning's; norms are clipped by the engine, as the recipe says."""
         if self.lightning_module is not None and self.lightning_module.trainer.training:
             self._initialize_deepspeed_train(self.model)
             self._begin_moments()
+            self._depth = len(_stack())
+            if self.precision_plugin.precision == "bf16-mixed":  # or it would switch Lightning's autocast off
+                self.model.torch_autocast_enabled = lambda: True
+                self.model.torch_autocast_dtype = lambda: torch.bfloat16
         else:
             self._initialize_deepspeed_inference(self.model)
 
@@ -180,6 +210,11 @@ class ZeroStrategy(DeepSpeedStrategy):
             for parameter in self._gathered:
                 parameter.partition(param_list=[parameter])
             self._engine_optimizer.parameter_offload.setup_zero_stage3_hooks()
+            self.forget_forwards()
+
+    def forget_forwards(self) -> None:
+        """Have DeepSpeed forget modules that have begun a forward pass and not ended it, as recomputed ones do."""
+        del _stack()[self._depth :]
 
     @staticmethod
     @torch.no_grad()
@@ -214,26 +249,31 @@ class ZeroStrategy(DeepSpeedStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """All weights and buffers, whole, on the CPU of rank 0; every rank has to ask for them."""
         assert self.lightning_module is not None
-        state = self.lightning_module.state_dict(keep_vars=True)
-        found = {name: self._shaped(whole(value), value) for name, value in state.items()}
-        return found if self.is_global_zero else dict.fromkeys(found)
+        found = {}
+        for name, value in self.lightning_module.state_dict(keep_vars=True).items():
+            with summoned(value) as whole:
+                found[name] = self._kept(whole, value)
+        return found
 
-    def _shaped(self, value: Tensor, parameter: Tensor) -> Tensor:
-        """What belongs to a parameter or buffer, in the shape that it had before DeepSpeed took it."""
-        return value.view(()) if any(parameter is scalar for scalar in self._scalars) else value
+    def _kept(self, value: Tensor, parameter: Tensor) -> Tensor | None:
+        """On rank 0 a copy of what belongs to a parameter or buffer, in the shape that it had before DeepSpeed."""
+        if not self.is_global_zero:
+            return None
+        copied = value.cpu().clone()
+        return copied.view(()) if any(parameter is scalar for scalar in self._scalars) else copied
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """What the optimizer of one process would give, on rank 0; every rank has to ask for it."""
         inner = self._engine_optimizer.optimizer
         taken = next(iter(inner.state.values()))["step"].cpu()
         numbers = iter(range(sum(map(len, self._groups))))
-        groups, states = [], dict[int, dict[str, Tensor]]()
+        groups, states = [], dict[int, dict[str, Tensor | None]]()
         for group, parameters in zip(inner.param_groups, self._groups, strict=True):
             indices = [next(numbers) for _ in parameters]
             groups.append({key: value for key, value in group.items() if key != "params"} | {"params": indices})
             for index, parameter in zip(indices, parameters, strict=True):
-                moments = {name: self._shaped(self._moment(parameter, name).cpu(), parameter) for name in MOMENTS}
-                states[index] = {"step": taken.clone(), **moments} if self.is_global_zero else {}
+                moments = {name: self._kept(self._moment(parameter, name), parameter) for name in MOMENTS}
+                states[index] = {"step": taken.clone(), **moments}
         return {"state": states, "param_groups": groups}
 
     @staticmethod
@@ -284,10 +324,13 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def teardown(self) -> None:
         """As Lightning's; and end the engine, or it would keep its memory through the phases to come."""
-        engine = self.model
+        engine: Any = self.model
         super().teardown()
         if hasattr(engine, "destroy"):
             engine.destroy()
+            self.model: Any = self.lightning_module
+            self.optimizers: list[Any] = []
+            self._groups, self._scalars, self._gathered = [], [], []
             _let_go()
 
     def _begin_moments(self) -> None:
@@ -305,15 +348,29 @@ class ZeroStrategy(DeepSpeedStrategy):
             optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _let_go() -> None:
-    """Have DeepSpeed forget the modules of ended engines, with all that their weights refer to."""
+def _stack() -> list[Any]:
+    """The modules whose forward passes DeepSpeed believes to be inside of, the outermost first."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
-    FWD_MODULE_STACK.clear()
+    found: list[Any] = FWD_MODULE_STACK
+    return found
 
 
-def importable() -> None:
-    """Check that DeepSpeed is there.
+def _let_go() -> None:
+    """Undo what stage 3 leaves in the process: modules in its caches, and another linear layer in torch."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patches
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    _stack().clear()
+    cached = vars(Coordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    for cell in cached.__closure__ or ():
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
+    torch.nn.functional.linear = getattr(Patches, "linear_bk", torch.nn.functional.linear)
+
+
+def check_deepspeed() -> None:
+    """Check that DeepSpeed is there, and configured by the recipe alone.
 
     Raises:
         ValueError: If it is not.
@@ -326,6 +383,12 @@ def importable() -> None:
         raise ValueError(
             "trainer.strategy is DeepSpeed's, which is not installed; pip install 'upop[deepspeed]', or give fsdp2"
         )
+    variable = DeepSpeedStrategy.DEEPSPEED_ENV_VAR
+    if os.environ.get(variable):
+        raise ValueError(
+            f"the environment variable {variable} is set, whose file would take the place of the recipe's settings; "
+            "unset it"
+        )
 
 
 def check_zero(strategy: DeepSpeedStrategy) -> None:
@@ -334,23 +397,17 @@ def check_zero(strategy: DeepSpeedStrategy) -> None:
     Raises:
         ValueError: With what to do instead.
     """
-    if not isinstance(strategy.config, dict):
-        raise ValueError("trainer.strategy has no DeepSpeed configuration; give its stage, or trainer.strategy: fsdp2")
-    for key in OWN:
-        if key in strategy.config:
+    config = strategy.config
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(zero, dict) or zero.get("stage") not in STAGES:
+        stage = zero.get("stage") if isinstance(zero, dict) else zero
+        raise ValueError(f"trainer.strategy is ZeRO stage {stage!r}; give stage 1, 2 or 3, or ddp")
+    for found, known, where in ((zero, ZERO_SETTINGS, "zero_optimization."), (config, SETTINGS, "")):
+        for key in sorted(found.keys() - set(known)):
             raise ValueError(
-                f"the DeepSpeed configuration of trainer.strategy has {key!r}, which follows from other keys of the "
-                "recipe (trainer.precision, trainer.accumulate_grad_batches, the phases' lr); take it out"
+                f"the DeepSpeed configuration of trainer.strategy has '{where}{key}', which follows from other keys of "
+                f"the recipe or has not been tried with masks; take it out. What serves: {', '.join(known)}"
             )
-    if stage_of(strategy) not in STAGES:
-        raise ValueError(f"trainer.strategy is ZeRO stage {stage_of(strategy)}; give stage 1, 2 or 3, or ddp")
-    zero = strategy.config["zero_optimization"]
-    moved = sorted(key for key in zero if key.startswith("offload"))
-    if moved:
-        raise ValueError(
-            f"the DeepSpeed configuration of trainer.strategy has {moved[0]!r}, which keeps weights or optimizer "
-            "states in the memory of the host and has not been tried; take it out: deepspeed_stage_3 or fsdp2"
-        )
 
 
 def stage_of(strategy: DeepSpeedStrategy) -> int:

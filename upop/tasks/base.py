@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from upop.shards import held
+from upop.shards import moving
 from upop.tasks.sharding import average_replicated_, clip_, gather_, is_sharded, release_, shard_
 
 
@@ -285,9 +285,8 @@ def moving_average_(average: nn.Module, model: nn.Module, momentum: float) -> No
         momentum: Share that stays, in [0, 1).
     """
     trained = {_dense_name(name): parameter for name, parameter in model.named_parameters()}
-    pairs = [(held(parameter), held(trained[name])) for name, parameter in average.named_parameters()]
-    means, weights = ([piece for pieces in side for piece in pieces] for side in zip(*pairs, strict=True))
-    torch._foreach_lerp_(means, weights, 1.0 - momentum)
+    pairs = [pair for name, parameter in average.named_parameters() for pair in moving(parameter, trained[name])]
+    torch._foreach_lerp_([mean for mean, _ in pairs], [weight for _, weight in pairs], 1.0 - momentum)
 
 
 def _dense_name(name: str) -> str:
