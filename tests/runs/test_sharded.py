@@ -32,7 +32,7 @@ from tests.runs.processes import settings as tiny_settings
 from tests.runs.processes import upop as command
 from tests.runs.zero_on_cpu import zero
 from upop.runs import check
-from upop.runs.zero import _stack
+from upop.runs.zero_engine import forwards
 from upop.structure import Plan
 from upop.tasks.sharding import is_sharded
 
@@ -81,7 +81,7 @@ class Watched(Callback):
         assert output.dtype == torch.bfloat16
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        assert len(_stack()) <= 2, "modules of forward passes that DeepSpeed has not forgotten"
+        assert len(forwards()) <= 2, "modules of forward passes that DeepSpeed has not forgotten"
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         torch.set_autocast_enabled("cuda", False)

@@ -17,6 +17,9 @@ SMALL = {"reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000}
 """Buckets that hold a few layers of a tiny model, so that there are several."""
 
 
+installed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+
+
 def zero(stage: int) -> Any:
     """A parameter of tests: the strategy of this stage. DeepSpeed compiles its collectives for the CPU with g++."""
     missing = importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None

@@ -23,7 +23,8 @@ from lightning.pytorch.strategies import (
 )
 
 from upop.messages import closest
-from upop.runs.zero import ZeroStrategy, check_deepspeed, check_zero
+from upop.runs.zero import ZeroStrategy
+from upop.runs.zero_settings import check_deepspeed, check_zero
 from upop.shards import engaged, whole
 from upop.tasks import Task
 from upop.tasks.sharding import is_sharded

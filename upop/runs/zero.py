@@ -15,83 +15,28 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from upop.runs.zero_engine import forwards, gather_, let_go, write_, write_trained_
+from upop.runs.zero_precision import ZeroPrecision
+from upop.runs.zero_settings import stage_of
 from upop.shards import gathered, partitioned, summoned
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each weight, by torch's names."""
-STAGES = (1, 2, 3)
-SETTINGS = (
-    "zero_optimization", "zero_allow_untested_optimizer", "activation_checkpointing", "aio", "steps_per_print",
-    "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "memory_breakdown", "comms_logger", "dump_state",
-)  # fmt: skip
-"""Keys of a DeepSpeed configuration that serve; the others follow from the recipe, or have not been tried."""
-ZERO_SETTINGS = (
-    "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter", "reduce_bucket_size",
-    "contiguous_gradients", "sub_group_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
-)  # fmt: skip
-"""Keys of its section ``zero_optimization`` that serve."""
 BUCKET = 50_000_000
 """Numbers that are sent at a time; Lightning's 200 million are a gigabyte of memory on each GPU."""
-
-
-class ZeroPrecision(DeepSpeedPrecision):
-    """fp32 weights, and autocast where it is asked for."""
-
-    def convert_input(self, data: Any) -> Any:  # noqa: ANN401 (a batch)
-        """Leave it; autocast casts what it has to."""
-        return data
-
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """Autocast with ``bf16-mixed``."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.autocast(device, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
-
-    def backward(
-        self,
-        tensor: Tensor,
-        model: LightningModule,
-        optimizer: Any,  # noqa: ANN401 (DeepSpeed's)
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Of a loss that Lightning has divided by the number of accumulated batches already."""
-        engine = model.trainer.model
-        engine.set_gradient_accumulation_boundary(not model.trainer.fit_loop._should_accumulate())
-        engine.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
-        model.trainer.strategy.forget_forwards()
-
-    def optimizer_step(
-        self,
-        optimizer: Any,  # noqa: ANN401 (DeepSpeed's)
-        model: LightningModule,
-        closure: Callable[[], Any],
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """As Lightning's, but for a step whose gradients were dropped."""
-        result = closure()
-        self._after_closure(model, optimizer)
-        strategy: ZeroStrategy = model.trainer.strategy
-        if strategy.dropped:
-            strategy.dropped = False
-        else:
-            model.trainer.model.step(**kwargs)
-        return result
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -163,7 +108,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.lightning_module is not None and self.lightning_module.trainer.training:
             self._initialize_deepspeed_train(self.model)
             self._begin_moments()
-            self._depth = len(_stack())
+            self._depth = len(forwards())
             if self.precision_plugin.precision == "bf16-mixed":  # or it would switch Lightning's autocast off
                 self.model.torch_autocast_enabled = lambda: True
                 self.model.torch_autocast_dtype = lambda: torch.bfloat16
@@ -202,7 +147,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             offload.forward_hooks.clear()
             offload.backward_hooks.clear()
             self._gathered = [p for p in self.lightning_module.model.parameters() if partitioned(p) and not gathered(p)]
-            _gather(self._gathered)
+            gather_(self._gathered)
 
     def on_validation_end(self) -> None:
         """Share the weights out again, as before."""
@@ -214,7 +159,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def forget_forwards(self) -> None:
         """Have DeepSpeed forget modules that have begun a forward pass and not ended it, as recomputed ones do."""
-        del _stack()[self._depth :]
+        del forwards()[self._depth :]
 
     @staticmethod
     @torch.no_grad()
@@ -225,7 +170,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             parameter: As DeepSpeed holds it.
             value: Whole, the same on every rank.
         """
-        _write_(parameter, value)
+        write_(parameter, value)
 
     def gradients(self) -> list[Tensor]:
         """This rank's share of the gradients, averaged over the ranks, between backward pass and step."""
@@ -239,7 +184,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.stage == 3:
             optimizer.averaged_gradients = {}
             optimizer._partition_all_parameters()
-            _gather(optimizer.persistent_parameters)
+            gather_(optimizer.persistent_parameters)
         else:  # as DeepSpeed does where fp16 overflows
             for group in optimizer.averaged_gradients:
                 optimizer.averaged_gradients[group] = optimizer.all_grad_tensors[group] = None
@@ -305,7 +250,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             raise RuntimeError(f"the checkpoint and the task differ in {sorted(state.keys() ^ found.keys())[:3]}")
         for name, value in found.items():
             if name in state:
-                _write_(value, state[name])
+                write_(value, state[name])
 
     @torch.no_grad()
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -320,7 +265,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             state["step"].copy_(saved["state"][0]["step"])
         for index, parameter in enumerate(parameter for group in self._groups for parameter in group):
             for name in MOMENTS:
-                _write_trained_(parameter, saved["state"][index][name], name)
+                write_trained_(parameter, saved["state"][index][name], name)
 
     def teardown(self) -> None:
         """As Lightning's; and end the engine, or it would keep its memory through the phases to come."""
@@ -331,7 +276,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             self.model: Any = self.lightning_module
             self.optimizers: list[Any] = []
             self._groups, self._scalars, self._gathered = [], [], []
-            _let_go()
+            let_go()
 
     def _begin_moments(self) -> None:
         """Have the optimizer hold the moments of its flat shares, 0 as they begin, before its first step.
@@ -346,113 +291,3 @@ class ZeroStrategy(DeepSpeedStrategy):
             optimizer.optimizer.state[share] = {"step": torch.tensor(0.0), **moments}
         if self.stage != 3:
             optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _stack() -> list[Any]:
-    """The modules whose forward passes DeepSpeed believes to be inside of, the outermost first."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-
-    found: list[Any] = FWD_MODULE_STACK
-    return found
-
-
-def _let_go() -> None:
-    """Undo what stage 3 leaves in the process: modules in its caches, and another linear layer in torch."""
-    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patches
-    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
-
-    _stack().clear()
-    cached = vars(Coordinator)["_PartitionedParameterCoordinator__params_to_release"]
-    for cell in cached.__closure__ or ():
-        if hasattr(cell.cell_contents, "cache_clear"):
-            cell.cell_contents.cache_clear()
-    torch.nn.functional.linear = getattr(Patches, "linear_bk", torch.nn.functional.linear)
-
-
-def check_deepspeed() -> None:
-    """Check that DeepSpeed is there, and configured by the recipe alone.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    try:
-        found = importlib.util.find_spec("deepspeed")
-    except ValueError:  # of a module without a spec
-        found = None
-    if found is None:
-        raise ValueError(
-            "trainer.strategy is DeepSpeed's, which is not installed; pip install 'upop[deepspeed]', or give fsdp2"
-        )
-    variable = DeepSpeedStrategy.DEEPSPEED_ENV_VAR
-    if os.environ.get(variable):
-        raise ValueError(
-            f"the environment variable {variable} is set, whose file would take the place of the recipe's settings; "
-            "unset it"
-        )
-
-
-def check_zero(strategy: DeepSpeedStrategy) -> None:
-    """Refuse what does not serve of a strategy that a recipe gives with settings of its own.
-
-    Raises:
-        ValueError: With what to do instead.
-    """
-    config = strategy.config
-    zero = config.get("zero_optimization") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(zero, dict) or zero.get("stage") not in STAGES:
-        stage = zero.get("stage") if isinstance(zero, dict) else zero
-        raise ValueError(f"trainer.strategy is ZeRO stage {stage!r}; give stage 1, 2 or 3, or ddp")
-    for found, known, where in ((zero, ZERO_SETTINGS, "zero_optimization."), (config, SETTINGS, "")):
-        for key in sorted(found.keys() - set(known)):
-            raise ValueError(
-                f"the DeepSpeed configuration of trainer.strategy has '{where}{key}', which follows from other keys of "
-                f"the recipe or has not been tried with masks; take it out. What serves: {', '.join(known)}"
-            )
-
-
-def stage_of(strategy: DeepSpeedStrategy) -> int:
-    """ZeRO's stage that a strategy of Lightning's asks for; 0 for none."""
-    config = strategy.config if isinstance(strategy.config, dict) else {}
-    return int(config.get("zero_optimization", {}).get("stage", 0))
-
-
-def _gather(parameters: list[Any]) -> None:
-    """Make parameters whole that ZeRO stage 3 has shared out."""
-    if parameters:
-        parameters[0].all_gather(param_list=parameters)
-
-
-def _shape(tensor: Any) -> torch.Size:  # noqa: ANN401 (with DeepSpeed's attributes)
-    """Shape of a weight or buffer when it is whole."""
-    return torch.Size(tensor.ds_shape) if partitioned(tensor) else tensor.shape
-
-
-def _write_(target: Any, value: Tensor) -> None:  # noqa: ANN401 (with DeepSpeed's attributes)
-    """Write a weight or buffer, and what the optimizer holds of it."""
-    value = value.to(target.device).view(_shape(target))
-    if partitioned(target):
-        target.ds_tensor.copy_(_share(target, value))
-    if not partitioned(target) or gathered(target):
-        target.data.copy_(value)
-    if target.requires_grad:
-        _write_trained_(target, value)
-
-
-def _write_trained_(parameter: Any, value: Tensor, moment: str | None = None) -> None:  # noqa: ANN401
-    """Write this rank's share of what the optimizer trains, or of a moment of it."""
-    from deepspeed import utils
-
-    value = value.to(parameter.device)
-    share = _share(parameter, value) if partitioned(parameter) else value
-    where = "local" if partitioned(parameter) else "full"
-    if moment is None:
-        getattr(utils, f"safe_set_{where}_fp32_param")(parameter, share)
-    else:
-        getattr(utils, f"safe_set_{where}_optimizer_state")(parameter, share, moment)
-
-
-def _share(parameter: Any, value: Tensor) -> Tensor:  # noqa: ANN401 (with DeepSpeed's attributes)
-    """This rank's share of ``value``, flat; that of the last ranks is padded with zeros."""
-    rank, size = torch.distributed.get_rank(), parameter.ds_tensor.numel()
-    piece = value.flatten()[rank * size : (rank + 1) * size]
-    return nn.functional.pad(piece, (0, size - piece.numel()))
