@@ -1,7 +1,7 @@
 """Files with something wrong in them: each works, or ends with a line that says which file it is about.
 
-Some 600 corruptions of annotations, images, plans, checkpoints and recipes, the same in every run. What cannot be seen
-without a checksum, such as another value of a weight, is allowed to pass; names and sizes are not.
+Some 700 corruptions of annotations, images, plans, checkpoints, recipes and run directories, the same in every run.
+What cannot be seen without a checksum, such as another value of a weight, is allowed to pass; names and sizes are not.
 
 ``UPOP_FUZZ=20 pytest tests/test_fuzz.py`` tries twenty times as many.
 """
@@ -27,12 +27,15 @@ from tests.corruption import edited, spoilt, survived
 from tests.data.pictures import processor
 from tests.export import samples
 from tests.plans import random_plan
-from tests.recipes import tiny_config, write
+from tests.recipes import recipe, tiny_checkpoint, tiny_config, write
+from tests.runs.breaking import stopped_in_the_second_epoch
+from tests.runs.timers import Abacus
 from upop.cli import build_parser, parse, recipe_of
 from upop.data.annotations import SPLITS
 from upop.data.decoding import load_image
 from upop.export import load, save
 from upop.families import find_sites
+from upop.runs import RunDirectory, fit, measuring
 from upop.structure import KINDS, Plan
 from upop.surgery import shrink_
 
@@ -258,3 +261,107 @@ def test_recipes(parser, tmp_path_factory, draw):
     else:
         path.write_bytes(draw.draw(spoilt(write(config, path).read_bytes())))
     in_time(lambda: survived(lambda: recipe_of(parser, parse(parser, ["--config", str(path)])), ""))
+
+
+RESULT = ("plan.json", "search/compressed/model.safetensors", "search/carried.safetensors")
+DIRECTORY = ("state.json", "config.yaml", "search/latency.json", "finetune/carried.safetensors")
+LAST = "search/checkpoints/last.ckpt"
+
+
+class Stopped:
+    """A run by latency, stopped in the second epoch of its search, and what it comes to.
+
+    Args:
+        folder: Where to work.
+    """
+
+    def __init__(self, folder):
+        self.path, self.kept = folder / "run", folder / "kept"
+        self.config = tiny_config(tiny_checkpoint(folder / "model"), self.path)
+        self.config["finetune"] = {"epochs": 1, "lr": 1e-3}
+        self.config["model"]["init_args"] |= {"contrast": "queue", "queue_size": 12}
+        self.config["data"]["init_args"] |= {"train_scenes": 12, "test_scenes": 4}
+        self.config["search"] |= {"removed": 0.4, "of": "latency", "latency": {"batch_size": 2, "seconds": 0.0}}
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(measuring, "fastest", Abacus())
+            patched.setenv("UPOP_CACHE", str(folder / "cache"))
+            self.go_on("finetune")
+            with stopped_in_the_second_epoch():
+                self.go_on()
+        shutil.copytree(self.path, self.kept)
+        assert self.go_on()
+        self.expected = self.result()
+
+    def go_on(self, phase="search"):
+        made = recipe(self.config, self.path.parent / "recipe.yaml")
+        fit(made, RunDirectory(self.path, made.config), phase)
+        return True
+
+    def result(self):
+        return [(self.path / file).read_bytes() for file in RESULT]
+
+    def damaged(self, file, content):
+        """Whether the run goes on where a file is another one."""
+        shutil.rmtree(self.path)
+        shutil.copytree(self.kept, self.path)
+        (self.path / file).write_bytes(content)
+        return in_time(
+            lambda: survived(self.go_on, str(self.path / file), f"run directory {str(self.path)!r}", "latency")
+        )
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    return Stopped(tmp_path_factory.mktemp("stopped"))
+
+
+def plain(value):
+    """A value with the dtypes and shapes of its tensors in their place."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape)
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else repr(value)
+
+
+@examples(30)
+@given(draw=st.data())
+def test_checkpoints_to_go_on_from(stopped, draw):
+    original = (stopped.kept / LAST).read_bytes()
+    if not draw.draw(st.integers(0, 3)):
+        if stopped.damaged(LAST, draw.draw(spoilt(original))):
+            assert stopped.result() == stopped.expected
+        return
+    content = torch.load(io.BytesIO(original), weights_only=True)
+    part = draw.draw(st.sampled_from(sorted(content)))
+    edit = draw.draw(edited({part: content[part]}))
+    changed = edit if not isinstance(edit, dict) else {key: content[key] for key in content if key != part} | edit
+    memory = io.BytesIO()
+    torch.save(changed, memory)
+    if stopped.damaged(LAST, memory.getvalue()):
+        assert {key: plain(changed.get(key)) for key in content} == plain(content), "another run, without a word"
+
+
+@examples(30)
+@given(draw=st.data())
+def test_files_of_run_directories(stopped, draw):
+    file = draw.draw(st.sampled_from(DIRECTORY))
+    original = (stopped.kept / file).read_bytes()
+    if file.endswith(".safetensors") or not draw.draw(st.integers(0, 2)):
+        changed = draw.draw(spoilt(original, draw.draw(st.sampled_from((64, None)))))
+    elif file.endswith(".json"):
+        changed = json.dumps(draw.draw(edited(json.loads(original)))).encode()
+    else:
+        changed = yaml.safe_dump(draw.draw(edited(yaml.safe_load(original)))).encode()
+    if stopped.damaged(file, changed):
+        assert stopped.result() == stopped.expected, "another run, without a word"
+
+
+@pytest.mark.parametrize("file", [file for file in DIRECTORY if "/" in file])
+def test_a_file_that_a_search_needs_is_missing(stopped, file, monkeypatch, tmp_path):
+    shutil.rmtree(stopped.path)
+    shutil.copytree(stopped.kept, stopped.path)
+    (stopped.path / file).unlink()
+    monkeypatch.setenv("UPOP_CACHE", str(tmp_path))
+    with pytest.raises((ValueError, FileNotFoundError), match=Path(file).name):
+        stopped.go_on()

@@ -130,7 +130,8 @@ def recipe_step(make: Callable[[], Any], config: Mapping[str, Any], batch: int) 
 
     with mock.patch("upop.tasks.retrieval.frozen_copy", twin):
         task.adopt(make(), None)
-    task.trainer = SimpleNamespace(world_size=1, estimated_stepping_batches=1, global_step=0, global_rank=0)
+    facts = {"world_size": 1, "global_rank": 0, "global_step": 0, "estimated_stepping_batches": 1, "strategy": None}
+    task.trainer = SimpleNamespace(**facts)
     task.log = task.log_dict = lambda *_, **__: None
     side, length = task.model.config.vision_config.image_size, config["data"]["init_args"].get("text_length", 77)
     ids = torch.ones(batch, length, dtype=torch.long)
@@ -141,6 +142,7 @@ def recipe_step(make: Callable[[], Any], config: Mapping[str, Any], batch: int) 
 
     def step() -> Any:  # noqa: ANN401
         with mock.patch("upop.tasks.reranked.draw_negatives", lambda logits, *_: logits.argmax(1)):  # noise is not fake
+            task.on_train_batch_start(given, 0)  # the momentum encoders move here
             return task.training_step(given, 0)
 
     return task, step

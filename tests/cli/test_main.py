@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -178,6 +179,40 @@ def test_an_interrupt_says_how_to_go_on(
         main(["fit", "--config", str(write(config, tmp_path / "config.yaml"))])
     assert stop.value.code == 130
     assert "run the same command again to go on where it stood" in capsys.readouterr().err
+
+
+def test_a_gpu_without_memory_says_what_helps(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1 is."
+        )
+
+    monkeypatch.setattr("upop.runs.fit", full)
+    path = str(write(config, tmp_path / "config.yaml"))
+    line = fails(capsys, "fit", "--config", path)
+    assert line.startswith("CUDA out of memory. Tried to allocate 2.00 GiB; what helps: a smaller data.init_args.b")
+    for setting in (
+        "trainer.accumulate_grad_batches",
+        "gradient_checkpointing",
+        "bf16-mixed",
+        "trainer.strategy: fsdp2",
+    ):
+        assert setting in line
+    with pytest.raises(torch.OutOfMemoryError):
+        main(["fit", "--debug", "--config", path])
+
+
+def test_a_fault_of_upop_itself_keeps_its_traceback(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("upop.runs.fit", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main(["fit", "--config", str(write(config, tmp_path / "config.yaml"))])
 
 
 def test_the_installed_command_runs(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,34 @@ def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def ended_by(group: int, seconds: float) -> None:
+    """Wait until no process of a group is left."""
+    limit = time.monotonic() + seconds
+    while alive(group):
+        assert time.monotonic() < limit, "a rank goes on alone"
+        time.sleep(0.1)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def result(run: Path) -> dict[str, Any]:
+    """Everything that a run gives, but for its durations and the speed that was measured."""
+    state = json.loads((run / "state.json").read_text())
+    for facts in state["phases"].values():
+        facts.pop("seconds_last_attempt")
+    summary = json.loads((run / "summary.json").read_text())
+    told = {key: summary[key] for key in ("recipe", "removed", "sites", "search", "steps_left_out")}
+    files = {str(file.relative_to(run)): file.read_bytes() for file in sorted((run / "compressed").iterdir())}
+    return {"state": state, "told": told, "plan": (run / "plan.json").read_bytes()} | files
 
 
 def assert_killed_goes_on(config: dict[str, Any], broken: Path) -> None:

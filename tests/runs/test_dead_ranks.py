@@ -14,7 +14,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 
 from tests.recipes import write
-from tests.runs.processes import ROOT, free_port, over_two_ranks, settings
+from tests.runs.processes import ROOT, alive, ended_by, free_port, over_two_ranks, settings
 
 SECONDS = 20.0
 """Within which all has to be over."""
@@ -68,22 +68,6 @@ def fallen(config: dict[str, Any], *launcher: str, **environment: str) -> tuple[
             process.wait()
     said.seek(0)
     return [process.returncode for process in processes], said.read()
-
-
-def ended_by(group: int, seconds: float) -> None:
-    """Wait until no process of a group is left."""
-    limit = time.monotonic() + seconds
-    while alive(group):
-        assert time.monotonic() < limit, "a rank goes on alone"
-        time.sleep(0.1)
-
-
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture

@@ -80,3 +80,29 @@ def test_the_state_is_read_without_opening_the_directory(tmp_path: Path) -> None
             (tmp_path / "state.json").write_text(json.dumps(state))
             with pytest.raises(ValueError, match=f"has no facts by name in '{part}'; delete the run directory to"):
                 read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "wanted"),
+    [
+        ("phases", "model", 3, "path"),
+        ("phases", "steps_left_out", -1, "count"),
+        ("phases", "seconds_last_attempt", 10**400, "number"),
+        ("phases", "history", [{"removed/params": 0.5}], "list of updates, each with its step and numbers"),
+        ("evaluations", "mean", "high", "number"),
+    ],
+)
+def test_facts_that_cannot_be_are_refused(tmp_path: Path, part: str, key: str, value: object, wanted: str) -> None:
+    state = {"format": 1, "phases": {}, "evaluations": {}} | {part: {"search": {key: value}}}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=f"as '{key}' of 'search' in '{part}', which is no {wanted}; delete the run"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["&a {x: *a}", "[1]", "x: 2001-99-99", "{"])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"(?s)config\.yaml' (is not YAML|holds a list).*; delete the run directory to"
+    ):
+        RunDirectory(tmp_path, CONFIG)

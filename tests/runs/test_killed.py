@@ -12,24 +12,14 @@ from typing import Any
 import pytest
 
 from tests.recipes import write
+from tests.runs.processes import result
 
-RUNS, KILLS = 7, 36
-
-
-def result(run: Path) -> dict[str, Any]:
-    """Everything that a run gives, but for its durations and the speed that was measured."""
-    state = json.loads((run / "state.json").read_text())
-    for facts in state["phases"].values():
-        facts.pop("seconds_last_attempt")
-    summary = json.loads((run / "summary.json").read_text())
-    told = {key: summary[key] for key in ("recipe", "removed", "sites", "search", "steps_left_out")}
-    files = {str(file.relative_to(run)): file.read_bytes() for file in sorted((run / "compressed").iterdir())}
-    return {"state": state, "told": told, "plan": (run / "plan.json").read_bytes()} | files
+RUNS, KILLS = 7, 42
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_random_moments_and_at_file_operations(config: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_at_random_moments_at_file_operations_and_amid_files(config: dict[str, Any], tmp_path: Path) -> None:
     config["finetune"] = {"epochs": 2, "lr": 1e-3}
     config["model"]["init_args"] |= {"contrast": "queue", "queue_size": 12}
     config["data"]["init_args"]["augment"] = "light"
@@ -51,7 +41,11 @@ def test_killed_at_random_moments_and_at_file_operations(config: dict[str, Any],
     places = {(tuple(kill["phases"]), len(kill["started"]) > len(kill["phases"])) for kill in kills}
     done = [(), ("finetune",), ("finetune", "search")]
     assert {(phases, True) for phases in done} <= places, "no kill fell into one of the phases"
-    assert {kill["by"] for kill in kills} == {"clock", "file"}
+    assert {(phases, False) for phases in done[1:]} <= places, "no kill fell between two phases"
+    assert {kill["by"] for kill in kills} == {"clock", "file", "bytes"}
+    torn = [kill["what"].split() for kill in kills if kill["by"] == "bytes"]
+    kinds = {name.rpartition(".")[2] for name, size in torn if int(size)}
+    assert kinds >= {"ckpt", "safetensors", "json"}, "no kill fell amid the bytes of one of them"
     unbroken = result(runs[0])
     for run in runs[1:]:
         assert result(run) == unbroken, run.name

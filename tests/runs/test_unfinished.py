@@ -316,7 +316,10 @@ def test_facts_in_another_form_are_refused(phases: dict[str, Path], tmp_path: Pa
     state = state_of(path)
     state["evaluations"]["dense"]["mean"] = "high"
     write_json(path / "state.json", state)
-    assert refused(path) == f"run directory '{path}' cannot be reported: could not convert string to float: 'high'"
+    assert refused(path) == (
+        f"'{path}/state.json' has 'high' as 'mean' of 'dense' in 'evaluations', which is no number; delete the run "
+        "directory to start again"
+    )
 
 
 def test_a_metric_that_was_not_measured_yet_is_refused(phases: dict[str, Path], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class MeanLoss:
@@ -44,3 +44,20 @@ class MeanLoss:
             found = trainer.strategy.reduce(found, reduce_op="sum")
         total, count = found.tolist()
         return {"loss": total / count} if count else {}
+
+    def state(self) -> list[list[float]]:
+        """The losses of every rank, for a checkpoint. Every rank has to ask."""
+        own = [float(loss) for loss in self.losses]
+        ranks = [own]
+        if distributed.is_available() and distributed.is_initialized():
+            ranks = [own] * distributed.get_world_size()
+            distributed.all_gather_object(ranks, own)
+        return ranks
+
+    def restore(self, ranks: list[list[float]]) -> None:
+        """Take this rank's share of what :meth:`state` gave; of another number of ranks the first takes all."""
+        together = distributed.is_available() and distributed.is_initialized()
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        if len(ranks) != world:
+            ranks = [[loss for losses in ranks for loss in losses], *[[]] * (world - 1)]
+        self.losses = [torch.tensor(loss) for loss in ranks[rank]]

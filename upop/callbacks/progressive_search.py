@@ -263,20 +263,30 @@ class ProgressiveSearch(Callback):
             "left_out": self.left_out,
             "updated_at": self._updated_at,
             "settled": dict(self._settled),
-            "losses": [loss.cpu() for loss in self._losses.losses],
+            "losses": self._losses.state(),
             "finished": self.finished,
+            "latency": self.target.latency(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave; masks and scores follow when training starts."""
+        """Take what :meth:`state_dict` gave; masks and scores follow when training starts.
+
+        Raises:
+            ValueError: If the search began with another latency table than it has now.
+        """
         if not state_dict:
             return
+        if state_dict.get("latency") != self.target.latency():
+            raise ValueError(
+                "latency.json in the directory of the search holds other times than those that this search began with; "
+                "put that file back, or delete the run directory to start again"
+            )
         self._restored = state_dict
         self.plan = Plan.from_dict(state_dict["plan"]) if state_dict["plan"] else None
         self.left_out, self._updated_at = state_dict["left_out"], state_dict["updated_at"]
         self.finished, self._settled = state_dict["finished"], dict(state_dict["settled"])
         self.history = [dict(row) for row in state_dict["history"]]
-        self._losses.losses = list(state_dict.get("losses", []))
+        self._losses.restore(state_dict.get("losses", []))
 
     def _attached(self) -> Masks:
         if self._masks is None:

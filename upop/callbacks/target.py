@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -112,6 +114,12 @@ class Target:
                 f"search.multiple_of: {wanted} is too coarse for search.tolerance {self.budget.tolerance:g}; "
                 f"{dict(self.budget.multiple_of) or 'none'} will do"
             )
+
+    def latency(self) -> str | None:
+        """A checksum of the latencies that are selected by, as their file holds them; ``None`` where there are none."""
+        if self.budget.of != "latency" or not self.cost.latency:
+            return None
+        return hashlib.sha256(json.dumps(self.cost.latency.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def select(self, ranked: Mapping[str, Tensor], share: float) -> dict[str, tuple[int, ...]]:
         """The units to keep; ``auto`` may give up multiples with which the finished plan would miss its target.

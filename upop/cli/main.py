@@ -34,6 +34,12 @@ HARMLESS = (
 )
 """Patterns of warnings about what is meant to be so, or is not ours."""
 PEER_GONE = re.compile(r"Connection (closed by|reset by) peer|Connection refused")
+LESS_MEMORY = (
+    "what helps: a smaller data.init_args.batch_size with as much more trainer.accumulate_grad_batches, "
+    "gradient_checkpointing: true of the phase (finetune, search or retrain), trainer.precision: bf16-mixed, and on "
+    "several GPUs trainer.strategy: fsdp2; outside of training a smaller batch"
+)
+"""What to do where a GPU has no memory left."""
 EXIT_CODES = {
     "0": "done",
     "1": "a fault of upop's own, with a traceback",
@@ -58,13 +64,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\nupop: stopped; run the same command again to go on where it stood", file=sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError, argparse.ArgumentError) as error:
-        if debug or (isinstance(error, RuntimeError) and not PEER_GONE.search(str(error))):
+        if debug:
             raise
         if isinstance(error, RuntimeError):
-            error = ValueError("another process of this run has stopped; its own message says why")
+            told = _told(error)
+            if told is None:
+                raise
+            error = ValueError(told)
         rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
         print(f"upop: error: {one_line(error)}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr)
         sys.exit(2)
+
+
+def _told(error: RuntimeError) -> str | None:
+    """What a user can do about an error of torch's; ``None`` where it is a fault of upop's own."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"{one_line(error).partition(' GPU ')[0].rstrip('.')}; {LESS_MEMORY}"
+    return "another process of this run has stopped; its own message says why" if PEER_GONE.search(str(error)) else None
 
 
 def _verbs() -> argparse.ArgumentParser:

@@ -161,6 +161,11 @@ class LatencyTable:
                     f"the latency table has {units.get(site.name)!r} units at site {site.name!r}, this model has "
                     f"{site.units}; it knows the sites {some(sorted(units))}: measure it for this model and these units"
                 )
+            if site.name not in self.axes.get(site.block, ()):
+                raise ValueError(
+                    f"the latency table has no times of site {site.name!r} in block {site.block!r}; it knows "
+                    f"{some(sorted(self.axes))}: measure it for this model and these units"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, atomically."""
@@ -188,7 +193,7 @@ class LatencyTable:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_bytes()))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a latency table that this version reads: {error}") from error
 
     @classmethod

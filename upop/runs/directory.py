@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class RunDirectory:
         self._config = dict(config)
         stored = self.path / "config.yaml"
         if stored.is_file():
-            _check_same(self.path, flatten(_stored(stored)), flatten(config))
+            _check_same(self.path, _stored(stored), flatten(config))
         self._state = read_state(self.path)
 
     def begin(self) -> None:
@@ -106,14 +106,15 @@ def _check_writable(path: Path) -> None:
 
 
 def _stored(file: Path) -> dict[str, Any]:
-    """The configuration that a run directory was started with."""
+    """The configuration that a run directory was started with, as one level of dotted keys."""
     try:
         found = yaml.safe_load(file.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        flat = flatten(found) if isinstance(found, dict) else None  # of a mapping in itself, without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that are none and bytes that are no text, too
         raise ValueError(f"{str(file)!r} is not YAML: {error}; delete the run directory to start again") from error
-    if not isinstance(found, dict):
+    if flat is None:
         raise ValueError(f"{str(file)!r} holds a {type(found).__name__}; delete the run directory to start again")
-    return found
+    return flat
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Both are empty before there is anything to know.
 
     Raises:
-        ValueError: If its state.json is no JSON, or of another format.
+        ValueError: If its state.json is no JSON, of another format, or has facts that cannot be.
     """
     file = path / STATE
     if not file.is_file():
@@ -137,7 +138,47 @@ def read_state(path: Path) -> dict[str, Any]:
         known = state.get(part)
         if not isinstance(known, dict) or not all(isinstance(facts, dict) for facts in known.values()):
             raise ValueError(f"{str(file)!r} has no facts by name in {part!r}; delete the run directory to start again")
+    for part, name, key, wanted in _odd(state):
+        raise ValueError(
+            f"{str(file)!r} has {repr(state[part][name][key])[:80]} as {key!r} of {name!r} in {part!r}, which is no "
+            f"{wanted}; delete the run directory to start again"
+        )
     return state
+
+
+def _odd(state: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Facts that are not what they have to be: part, name, key, and what they should be."""
+    for name, facts in state["phases"].items():
+        for key, (wanted, is_wanted) in FACTS.items():
+            if key in facts and not is_wanted(facts[key]):
+                yield "phases", name, key, wanted
+    for name, metrics in state["evaluations"].items():
+        for key, value in metrics.items():
+            if not _is_number(value):
+                yield "evaluations", name, key, "number"
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401 (anything that JSON can hold)
+    """Whether it is a number that a float can hold; JSON's integers have no limit."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_count(value: Any) -> bool:  # noqa: ANN401
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_history(value: Any) -> bool:  # noqa: ANN401
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, dict) and "step" in row and all(map(_is_number, row.values())) for row in rows)
+
+
+FACTS = {
+    "model": ("path", lambda value: isinstance(value, str)),
+    "seconds_last_attempt": ("number", _is_number),
+    "steps_left_out": ("count", _is_count),
+    "history": ("list of updates, each with its step and numbers", _is_history),
+}
+"""What phases note of themselves, by name: in words, and how to tell."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

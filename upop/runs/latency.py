@@ -53,7 +53,7 @@ def latency_table(
     """
     wanted = setting(model, sites, inputs, settings, device, multiple_of or {})
     if own is not None and own.is_file():
-        return _own(own, wanted)
+        return _own(own, wanted, sites)
     kept = cache() / f"{_slug(wanted)}.json"
     table = _cached(kept, wanted)
     if table is None:
@@ -138,7 +138,7 @@ def _slug(wanted: Mapping[str, Any]) -> str:
     return f"{wanted['model']}-{wanted['dtype']}-{wanted['batch_size']}-{digest}"
 
 
-def _own(file: Path, wanted: Mapping[str, Any]) -> LatencyTable:
+def _own(file: Path, wanted: Mapping[str, Any], sites: Sequence[Site]) -> LatencyTable:
     """The table that a run began with."""
     table = LatencyTable.load(file)
     for key in SAME_RUN:
@@ -147,6 +147,10 @@ def _own(file: Path, wanted: Mapping[str, Any]) -> LatencyTable:
                 f"{str(file)!r} was measured with {key} {table.setting.get(key)!r}, but this run has {wanted[key]!r}; "
                 "delete the run directory to start again"
             )
+    try:
+        table.check(sites)
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is damaged: {error}; delete the run directory to start again") from error
     return table
 
 

@@ -9,6 +9,7 @@ run every rank walks the phases; rank 0 alone writes, and the others wait for it
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ from upop.export import load, save
 from upop.families import find_sites
 from upop.files import write_atomic
 from upop.runs.checkpoints import check_room
-from upop.runs.directory import RunDirectory
+from upop.runs.contents import contents, difference
+from upop.runs.directory import STATE, RunDirectory
 from upop.runs.latency import latency_table, place
 from upop.runs.recipe import Recipe
 from upop.runs.strategies import check_placement, gathered
@@ -40,6 +42,14 @@ from upop.surgery import shrink_
 from upop.tasks import Task
 
 PHASES = ("finetune", "search", "retrain")
+CARRIED = "carried.safetensors"
+"""Name of the file, in the directory of a phase, of what its task carries to the next one."""
+NEEDED = {
+    "finetune": (("model",), ()),
+    "search": (("model", "steps_left_out", "history"), ("dense", "cut")),
+    "retrain": (("model",), ("retrained",)),
+}
+"""What a phase that is done has noted: facts of it, and evaluations."""
 LATENCY = "latency.json"
 """Name of the table, in the directory of the search, that a search of ``latency`` selects by."""
 
@@ -102,6 +112,7 @@ def _walk(recipe: Recipe, directory: RunDirectory, only: str | None) -> None:
     wanted = [phase for phase in PHASES if phase != "finetune" or recipe.finetunes]
     if only is not None and only not in wanted:
         raise ValueError(f"phase {only!r} is left out by this configuration: {only}.epochs is 0")
+    _check_done(directory)
     for phase in wanted:
         if directory.done(phase):
             rank_zero_info(f"{phase}: done already, in {directory.phase(phase)}")
@@ -114,10 +125,22 @@ def _walk(recipe: Recipe, directory: RunDirectory, only: str | None) -> None:
             _wait_for_all_ranks()
         else:
             raise ValueError(
-                f"phase {only!r} needs {phase!r}, which is not done in {str(directory.path)!r}; run it first"
+                f"phase {only!r} needs {phase!r}, which is not done in {str(directory.path / STATE)!r}; run it first"
             )
         if phase == only:
             return
+
+
+def _check_done(directory: RunDirectory) -> None:
+    """Refuse a state that lacks what later phases and the summary need of those that are done."""
+    for phase, (facts, evaluations) in NEEDED.items():
+        lacking = [fact for fact in facts if fact not in directory.facts(phase)]
+        lacking += [name for name in evaluations if directory.evaluation(name) is None]
+        if directory.done(phase) and lacking:
+            raise ValueError(
+                f"{str(directory.path / STATE)!r} says that {phase} is done, but lacks its {lacking}; delete the run "
+                "directory to start again"
+            )
 
 
 def _wait_for_all_ranks() -> None:
@@ -132,9 +155,9 @@ def _finetune(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     task = recipe.new_task(model, processor, "finetune")
     train(recipe, directory, "finetune", task, [])
     task = gathered(task, lambda: recipe.new_task(*recipe.start(), "finetune"))
-    _save_carried(task.carried(), directory.phase("finetune"))
+    carried = _save_carried(task.carried(), directory.phase("finetune"))
     _save(task.model, processor, directory.phase("finetune") / "model")
-    return {"model": "finetune/model"}
+    return {"model": "finetune/model", **carried}
 
 
 def dense_checkpoint(recipe: Recipe, directory: RunDirectory) -> str:
@@ -146,7 +169,7 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     source = dense_checkpoint(recipe, directory)
     model, processor = load(source)
     task = recipe.new_task(model, processor, "search")
-    task.carry(_carried(directory.phase("finetune")))
+    task.carry(_carried(directory, "finetune", task))
     if directory.evaluation("dense") is None:
         directory.note_evaluation("dense", evaluate(recipe, task))
     search = copy.deepcopy(recipe.search)
@@ -165,16 +188,16 @@ def _search(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     for module in task.pruned_modules():
         shrink_(module, sites, plan)
     directory.note_evaluation("cut", evaluate(recipe, task))
-    _save_carried(task.carried(), directory.phase("search"))
+    carried = _save_carried(task.carried(), directory.phase("search"))
     facts = {"source": source, "params": cost.remaining(plan.kept(), "params")}
     _save(task.model, processor, directory.phase("search") / "compressed", plan, search.units, facts)
-    return {"model": "search/compressed", "steps_left_out": search.left_out, "history": search.history}
+    return {"model": "search/compressed", "steps_left_out": search.left_out, "history": search.history, **carried}
 
 
 def _retrain(recipe: Recipe, directory: RunDirectory) -> dict[str, Any]:
     model, processor = load(directory.phase("search") / "compressed")
     task = recipe.new_task(model, processor, "retrain")
-    task.carry(_carried(directory.phase("search")))
+    task.carry(_carried(directory, "search", task))
     _distil(recipe, task, dense_checkpoint(recipe, directory))
     train(recipe, directory, "retrain", task, [])
     task = gathered(task, lambda: recipe.new_task(*load(directory.phase("search") / "compressed"), "retrain"))
@@ -197,11 +220,23 @@ def _bind(
     device = torch.device("cpu")
     if search.auto or search.budget.of == "latency":
         device = place(search.latency, new_trainer(recipe, [], Path.cwd()).strategy.root_device)
+    if search.budget.of == "latency":
+        _check_begun(own)
     if search.budget.of == "latency" and rank_zero_only.rank == 0:  # the others get what rank 0 has found
         multiple_of = search.multiples(sites, device.type)
         cost = cost.with_latency(latency_table(model, sites, inputs, search.latency, device, multiple_of, own))
     search.bind(sites, cost, plan_path, device.type)
     return sites, cost
+
+
+def _check_begun(own: Path | None) -> None:
+    """Refuse to measure anew for a search that has begun with other times."""
+    last = own.parent / "checkpoints" / "last.ckpt" if own else None
+    if own and last and last.is_file() and not own.is_file():
+        raise FileNotFoundError(
+            f"{str(own)!r} is missing, by which the search of {str(last)!r} selects; put it back, or delete "
+            f"{str(last)!r}, too, to start the phase again"
+        )
 
 
 def _distil(recipe: Recipe, task: Task, source: str) -> None:
@@ -213,19 +248,46 @@ def _distil(recipe: Recipe, task: Task, source: str) -> None:
 _save = rank_zero_only(save)
 
 
+def _save_carried(state: Mapping[str, Tensor], folder: Path) -> dict[str, str]:
+    """Keep what the task carries to the next phase; what to note of it, on every rank the same."""
+    if not state:
+        return {}
+    _write_carried(state, folder / CARRIED)
+    _wait_for_all_ranks()
+    return {"carried": _checksum(folder / CARRIED)}
+
+
 @rank_zero_only
-def _save_carried(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Keep what the task carries to the next phase."""
-    if state:
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-        write_atomic(folder / "carried.safetensors", lambda path: save_file(tensors, path))
+def _write_carried(state: Mapping[str, Tensor], file: Path) -> None:
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    write_atomic(file, lambda path: save_file(tensors, path))
 
 
-def _carried(folder: Path) -> dict[str, Tensor]:
-    file = folder / "carried.safetensors"
+def _carried(directory: RunDirectory, phase: str, task: Task) -> dict[str, Tensor]:
+    """What a phase has left for the next one.
+
+    Raises:
+        FileNotFoundError: If it has left something that is not there.
+        ValueError: If the file is damaged, or of another model.
+    """
+    file, again = directory.phase(phase) / CARRIED, "delete the run directory to start again"
+    if not file.is_file():
+        if directory.done(phase) and task.carried():
+            raise FileNotFoundError(f"{str(file)!r} is missing, which {phase} has left for the next phase; {again}")
+        return {}
     try:
-        return load_file(file) if file.is_file() else {}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read as safetensors: {error}; delete the run directory to start again"
-        ) from error
+        state = load_file(file)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as safetensors: {error}; {again}") from error
+    noted = directory.facts(phase).get("carried")
+    if noted is not None and noted != _checksum(file):
+        raise ValueError(f"{str(file)!r} is not what {phase} has left: its checksum is another; {again}")
+    fault = difference(contents(task.carried(), "state"), contents(state, "state"), "this run carries")
+    if fault:
+        raise ValueError(f"{str(file)!r} is of another model: {fault}; {again}")
+    return state
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

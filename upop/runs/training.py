@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
@@ -18,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from upop.callbacks import NONFINITE, DataState, ProgressiveSearch, RandomState, SearchWatch, StepCheckpoint, StepGuard
 from upop.runs.checkpoints import Checkpoints, check_room
+from upop.runs.contents import Contents, check_whole
 from upop.runs.directory import RunDirectory
 from upop.runs.recipe import Recipe
 from upop.runs.signals import Signals, StopBetweenSteps
@@ -81,7 +80,7 @@ def train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, callb
     trainer = new_trainer(recipe, callbacks, folder, max_epochs=settings.epochs)
     if last.is_file():
         rank_zero_info(f"{phase}: going on from {last}")
-        _check_readable(last)
+        check_whole(last, task)
     resume = str(last) if last.is_file() else None
     try:
         with signals.training():
@@ -90,20 +89,6 @@ def train(recipe: Recipe, directory: RunDirectory, phase: str, task: Task, callb
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
         raise
-
-
-def _check_readable(last: Path) -> None:
-    """Refuse a checkpoint that is broken or holds more than tensors and plain values, with its name."""
-    try:
-        found = torch.load(last, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(last))
-        missing = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} - set(found)
-    except Exception as error:  # bytes that nobody vouches for fail in many ways
-        raise ValueError(
-            f"{str(last)!r} is no checkpoint to go on from: it is broken, or holds more than tensors and plain values, "
-            "and nothing in it was executed; delete it to start the phase again"
-        ) from error
-    if missing:
-        raise ValueError(f"{str(last)!r} lacks {sorted(missing)}; delete it to start the phase again")
 
 
 def _guards(recipe: Recipe, phase: str, folder: Path, callbacks: list[Callback]) -> list[Callback]:
@@ -118,7 +103,7 @@ def _checkpoints(last: Path, settings: Checkpoints, signals: Signals) -> list[Ca
     within = timedelta(minutes=settings.every_minutes)
     clocks: list[dict[str, Any]] = [{"every_n_epochs": 1}, {"train_time_interval": within}]
     kept = [StepCheckpoint(last.parent, last.stem, enable_version_counter=False, **clock) for clock in clocks]
-    return [RandomState(), DataState(), StopBetweenSteps(signals, last), *kept]
+    return [RandomState(), DataState(), Contents(), StopBetweenSteps(signals, last), *kept]
 
 
 def new_trainer(recipe: Recipe, callbacks: list[Callback], folder: Path, **arguments: Any) -> Trainer:  # noqa: ANN401

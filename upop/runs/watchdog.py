@@ -7,7 +7,6 @@ It serves every launcher (Lightning's own, torchrun, SLURM) and sends nothing wh
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -15,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
+
+from upop.runs.connections import LONGEST, Door, enter, receive, send
 
 PATIENCE = 3.0
 """Seconds that a rank has to end by itself, after another has ended with an error."""
@@ -29,8 +30,10 @@ LINGER = 8.0
 AGAIN = "run the same command again to go on where it stood"
 LONGEST_EXIT = 60.0
 """Seconds after which a process that is on its way out is ended."""
-LONGEST = 65536
-"""Bytes of a message."""
+CONNECTED = 30.0
+"""Seconds until ranks that have not connected are named."""
+TRIED = 60.0
+"""Seconds that a rank tries to connect."""
 
 
 class RankLostError(ConnectionError):
@@ -77,6 +80,7 @@ class Watchdog:
         self._lost: Farewell | None = None
         self._peers: dict[Connection, str] = {}
         self._ranks: dict[Connection, int] = {}
+        self._told: list[Farewell] = []
         self._lock = threading.Lock()
 
     def start(self, strategy: Strategy) -> None:
@@ -88,41 +92,50 @@ class Watchdog:
         if not isinstance(strategy, ParallelStrategy) or strategy.world_size < 2 or self.world > 1:
             return
         self.rank, self.world = strategy.global_rank, strategy.world_size
-        os.register_at_fork(after_in_child=self._forget)  # a worker must not hold the connection of a dead process
-        listener, where = None, None
+        door, where = None, None
         if self.rank == 0:
             key = secrets.token_hex(16)
             address = strategy.cluster_environment.main_address
             local = address in ("127.0.0.1", "localhost")
-            listener = Listener((address if local else "", 0), backlog=self.world, authkey=key.encode())
-            where = (address, listener.address[1], key)
+            door = Door(address if local else "", key, self.world - 1)
+            where = (address, door.port, key)
         where = strategy.broadcast(where)
-        target, *arguments = (self._accept, listener) if listener else (self._follow, *where)
+        target, *arguments = (self._accept, door) if door else (self._follow, *where)
         threading.Thread(target=target, args=arguments, daemon=True, name="upop-watchdog").start()
 
-    def _accept(self, listener: Listener) -> None:
-        """Let the other ranks connect, and watch them from the first on."""
+    def _accept(self, door: Door) -> None:
+        """Let the other ranks connect, and watch them from the first on; name those that stay away."""
         threading.Thread(target=self._watch, daemon=True, name="upop-watchdog-ranks").start()
-        with listener:
-            while len(self._ranks) < self.world - 1:
-                try:
-                    connection = listener.accept()
-                    hello = _receive(connection)
-                    _keep_alive(connection)
-                    with self._lock:
-                        self._ranks[connection] = int(hello["rank"])
-                        self._peers[connection] = str(hello["process"])
-                except (AuthenticationError, EOFError, OSError, ValueError, KeyError):
-                    time.sleep(0.1)  # not one of ours
+        limit, named = time.monotonic() + CONNECTED, False
+        while self._missing():
+            door.open(self._admit)
+            if not named and time.monotonic() > limit and (missing := self._missing()):
+                named = True  # it may be slow and no more, so that nothing ends because of it
+                _warn(
+                    f"{_ranks(missing)} did not connect to rank 0 within {CONNECTED:.0f} s and cannot be watched over; "
+                    "if the run stands still, look whether they live, and start it again if they do not"
+                )
+        door.close()
+
+    def _missing(self) -> list[int]:
+        """Ranks that have not connected yet."""
+        with self._lock:
+            return sorted(set(range(1, self.world)) - set(self._ranks.values()))
+
+    def _admit(self, connection: Connection, hello: dict[str, Any]) -> None:
+        """Watch a rank that has connected, and tell it who has gone already."""
+        with self._lock:
+            self._ranks[connection], self._peers[connection] = int(hello["rank"]), str(hello["process"])
+            self._pass(self._told, [connection])
 
     def _watch(self) -> None:
         """Rank 0: hear what the others say, until all have gone."""
-        while len(self._ranks) < self.world - 1 or self._peers:
+        while self._missing() or self._peers:
             ready = wait(list(self._peers), timeout=0.5)
             for connection in [one for one in list(self._peers) if one in ready]:
                 rank, process = self._ranks[connection], self._peers.pop(connection)
                 try:
-                    farewell = Farewell(**_receive(connection))
+                    farewell = Farewell(**receive(connection))
                 except (EOFError, OSError, ValueError, TypeError):
                     farewell = _dead(rank, process)
                 self._tell(farewell)
@@ -130,20 +143,20 @@ class Watchdog:
 
     def _follow(self, address: str, port: int, key: str) -> None:
         """The other ranks: hear what rank 0 says, until it has gone."""
+        process = f"process {os.getpid()} on {socket.gethostname()}"
         try:
-            connection = Client((address, port), authkey=key.encode())
-            _keep_alive(connection)
-            process = f"process {os.getpid()} on {socket.gethostname()}"
-            _send(connection, {"rank": self.rank, "process": process})
-        except (AuthenticationError, EOFError, OSError) as error:
-            text = f"rank {self.rank} is not watched over, as it cannot reach {address}:{port}: {error}"
-            print(f"upop: warning: {text}", file=sys.stderr, flush=True)
+            connection = enter(address, port, key, {"rank": self.rank, "process": process}, TRIED)
+        except ConnectionError as error:
+            if not self._leaving.is_set():
+                _warn(f"rank {self.rank} is not watched over, as it cannot reach {address}:{port}: {error}")
             return
-        self._peers = {connection: address}
+        with self._lock:
+            self._peers[connection] = address
+            self._pass(self._told, [connection])
         farewell = None
         while farewell != Farewell(0, "done"):
             try:
-                farewell = Farewell(**_receive(connection))
+                farewell = Farewell(**receive(connection))
             except (EOFError, OSError, ValueError, TypeError):
                 self._hear(_dead(0, address))
                 break
@@ -152,11 +165,14 @@ class Watchdog:
 
     def _tell(self, farewell: Farewell) -> None:
         with self._lock:
-            for connection in list(self._peers):
-                try:
-                    _send(connection, asdict(farewell))
-                except OSError:
-                    continue  # it has gone already
+            self._told.append(farewell)
+            self._pass([farewell], list(self._peers))
+
+    def _pass(self, farewells: list[Farewell], connections: list[Connection]) -> None:
+        for connection in connections:
+            with suppress(OSError):  # it has gone already
+                for farewell in farewells:
+                    send(connection, asdict(farewell))
 
     def _hear(self, farewell: Farewell) -> None:
         """End because of the first rank that is gone before it was done."""
@@ -195,33 +211,23 @@ class Watchdog:
             if self.rank and kind != "done" and self._peers:
                 self._first_gone.wait(LINGER)
 
-    def _forget(self) -> None:
-        """In a forked process: let go of the connections."""
-        for connection in self._ranks or self._peers:
-            connection.close()
-        self._peers, self._ranks = {}, {}
-
 
 def _dead(rank: int, process: str) -> Farewell:
     text = f"died without a word ({process}): it was killed, or the system was out of memory"
     return Farewell(rank, "dead", text, 2)
 
 
-def _send(connection: Connection, message: dict[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
+def _ranks(ranks: list[int]) -> str:
+    """Ranks by name, or how many where they are too many to read.
+
+    >>> _ranks([3]), _ranks([1, 2]), _ranks(list(range(1, 64)))
+    ('rank 3', 'ranks 1, 2', '63 ranks (1, 2, 3, 4, 5, 6, 7, 8, ...)')
+    """
+    named = ", ".join(map(str, ranks[:8]))
+    if len(ranks) > 8:
+        return f"{len(ranks)} ranks ({named}, ...)"
+    return f"rank{'s' if len(ranks) > 1 else ''} {named}"
 
 
-def _receive(connection: Connection) -> dict[str, Any]:
-    message = json.loads(connection.recv_bytes(LONGEST))
-    if not isinstance(message, dict):
-        raise ValueError(f"a message is a {type(message).__name__}")
-    return message
-
-
-def _keep_alive(connection: Connection) -> None:
-    """Notice within half a minute that the machine at the other end is gone, which closes nothing."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as plain:
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-            if hasattr(socket, option):
-                plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+def _warn(text: str) -> None:
+    print(f"upop: warning: {text}", file=sys.stderr, flush=True)
